@@ -1,0 +1,51 @@
+"""ReLU networks for NumPy: fast on every core, exact to the bit.
+
+>>> import numpy as np
+>>> import fastrelu
+>>> fastrelu.relu(np.array([-1.0, 2.0]))
+array([0., 2.])
+
+Importing the package imports NumPy and nothing else; the first call of a function compiles it or loads it from the cache.
+"""
+
+from fastrelu.activations import (
+    elu,
+    elu_backward,
+    leaky_relu,
+    leaky_relu_backward,
+    prelu,
+    prelu_backward,
+    relu,
+    relu_backward,
+    relu_derivative,
+    sigmoid,
+    sigmoid_backward,
+    softplus,
+    softplus_backward,
+    tanh,
+    tanh_backward,
+)
+from fastrelu.threads import get_num_threads, num_threads, set_num_threads
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "elu",
+    "elu_backward",
+    "get_num_threads",
+    "leaky_relu",
+    "leaky_relu_backward",
+    "num_threads",
+    "prelu",
+    "prelu_backward",
+    "relu",
+    "relu_backward",
+    "relu_derivative",
+    "set_num_threads",
+    "sigmoid",
+    "sigmoid_backward",
+    "softplus",
+    "softplus_backward",
+    "tanh",
+    "tanh_backward",
+]

@@ -1,0 +1,204 @@
+"""A pool of native threads for short fork-join jobs, as one compiled function: ``parallel_for``.
+
+Numba's threading layers cannot be used from a library that must never abort: workqueue aborts when two Python threads
+call it, omp kills a forked child, and the first compiled parallel function of the process fixes the choice. This pool
+is POSIX threads and four atomic words. A job is published in `STATE`; workers that are awake join it, the caller works
+too, and it returns when no part is left and every worker that joined has left again. It never waits for a worker that
+has not woken up.
+
+* Several callers at once: the first has the pool, the others do their parts themselves.
+* After a fork the child has no workers; the first job there notices that the process is another and starts its own.
+* At interpreter exit nothing has to be stopped: no worker ever touches Python.
+
+The words of the pool stand in a block of memory that `fastrelu.native.pool` lays out and provides.
+"""
+
+import sys
+
+from numba import types
+from numba.extending import register_jitable
+
+from fastrelu.kernels.memory import (
+    atomic_add,
+    atomic_read,
+    atomic_replace,
+    atomic_write,
+    call_address,
+    callback_address,
+    read_word,
+    spin_pause,
+    stack,
+    symbol_address,
+    words,
+    write_word,
+    write_words,
+)
+from fastrelu.native.pool import (
+    BUSY,
+    CONDITION,
+    JOB,
+    LIMIT,
+    MUTEX,
+    OWNER,
+    POOL,
+    RANGES,
+    SIGNALS,
+    SLEEPERS,
+    STARTED,
+    STATE,
+)
+
+# Of the state word: set while parts are handed out; below it the number of workers inside, from 2**32 up the generation.
+OPEN = 1 << 31
+# A worker looks for work for about 30 us before it sleeps: a wake-up costs as much.
+SPINS = 1000
+
+_int = types.int32
+_word = types.intp
+_pthread_create = types.ExternalFunction("pthread_create", _int(_word, _word, _word, _word))
+_pthread_detach = types.ExternalFunction("pthread_detach", _int(_word))
+_pthread_sigmask = types.ExternalFunction("pthread_sigmask", _int(_int, _word, _word))
+_sigfillset = types.ExternalFunction("sigfillset", _int(_word))
+_mutex_init = types.ExternalFunction("pthread_mutex_init", _int(_word, _word))
+_mutex_lock = types.ExternalFunction("pthread_mutex_lock", _int(_word))
+_mutex_unlock = types.ExternalFunction("pthread_mutex_unlock", _int(_word))
+_condition_init = types.ExternalFunction("pthread_cond_init", _int(_word, _word))
+_condition_wait = types.ExternalFunction("pthread_cond_wait", _int(_word, _word))
+_condition_broadcast = types.ExternalFunction("pthread_cond_broadcast", _int(_word))
+_getpid = types.ExternalFunction("getpid", _int())
+_sched_yield = types.ExternalFunction("sched_yield", _int())
+
+pool_address = symbol_address(POOL)
+_SIG_BLOCK, _SIG_SETMASK = (1, 3) if sys.platform == "darwin" else (0, 2)
+
+
+@register_jitable
+def _work(pool, me):
+    """Run parts of the current job: this thread's own range first, so that its data stay in its cache, then the others'."""
+    function, argument, team = words(pool + JOB, 3)
+    for turn in range(team):
+        part_range = pool + RANGES + 64 * ((me + turn) % team)
+        end = read_word(part_range + 8)
+        part = atomic_add(part_range, 1)
+        while part < end:
+            call_address(function, argument, part)
+            part = atomic_add(part_range, 1)
+
+
+@register_jitable
+def _is_news(state, seen):
+    return state & OPEN != 0 and state >> 32 != seen
+
+
+@register_jitable
+def _await_job(pool, seen):
+    """Return the state once it announces another job than `seen`: spin first, then sleep."""
+    for _ in range(SPINS):
+        state = atomic_read(pool + STATE)
+        if _is_news(state, seen):
+            return state
+        spin_pause()
+    _mutex_lock(pool + MUTEX)
+    atomic_add(pool + SLEEPERS, 1)
+    state = atomic_read(pool + STATE)
+    while not _is_news(state, seen):
+        _condition_wait(pool + CONDITION, pool + MUTEX)
+        state = atomic_read(pool + STATE)
+    atomic_add(pool + SLEEPERS, -1)
+    _mutex_unlock(pool + MUTEX)
+    return state
+
+
+@register_jitable
+def _worker(me):
+    pool = pool_address()
+    seen = 0
+    while True:
+        state = _await_job(pool, seen)
+        seen = state >> 32
+        # The job's fields are those of `state` as long as joining succeeds: it fails once the job is closed or replaced.
+        while _is_news(state, 0) and state >> 32 == seen and me < read_word(pool + JOB + 16):
+            if atomic_replace(pool + STATE, state, state + 1):
+                _work(pool, me)
+                atomic_add(pool + STATE, -1)
+                break
+            state = atomic_read(pool + STATE)
+
+
+_worker_address = callback_address(_worker, 1)
+
+
+@register_jitable
+def _own_pool(pool):
+    """Make the pool this process's own, after a fork or at first use; False while another thread is at it."""
+    process = types.intp(_getpid())
+    owner = atomic_read(pool + OWNER)
+    if owner == process:
+        return True
+    if owner == -process or not atomic_replace(pool + OWNER, owner, -process):
+        return False
+    _mutex_init(pool + MUTEX, 0)
+    _condition_init(pool + CONDITION, 0)
+    atomic_write(pool + BUSY, 0)
+    atomic_write(pool + STATE, 0)
+    atomic_write(pool + SLEEPERS, 0)
+    write_word(pool + STARTED, 0)
+    atomic_write(pool + OWNER, process)
+    return True
+
+
+@register_jitable
+def _start_workers(pool, wanted):
+    """Start workers up to `wanted` and return how many there are. Signals are blocked in them: those are Python's."""
+    started = read_word(pool + STARTED)
+    if started < wanted:
+        _sigfillset(pool + SIGNALS)
+        _pthread_sigmask(_SIG_BLOCK, pool + SIGNALS, pool + SIGNALS + 128)
+        thread = stack(8)
+        while started < wanted and _pthread_create(thread, 0, _worker_address(), started + 1) == 0:
+            _pthread_detach(read_word(thread))
+            started += 1
+        _pthread_sigmask(_SIG_SETMASK, pool + SIGNALS + 128, 0)
+        write_word(pool + STARTED, started)
+    return min(started, wanted)
+
+
+def parallel_for(function, argument, parts):
+    """Call ``function(argument, part)`` for every part in ``range(parts)``, on several threads, in any order.
+
+    Parameters
+    ----------
+    function : intp
+        Address of a C function of two words.
+    argument : intp
+        Passed on.
+    parts : intp
+        How many calls to make. All have returned when this function returns.
+    """
+    pool = pool_address()
+    team = min(read_word(pool + LIMIT), parts)
+    if team < 2 or not _own_pool(pool) or not atomic_replace(pool + BUSY, 0, 1):
+        for part in range(parts):
+            call_address(function, argument, part)
+        return
+    team = 1 + _start_workers(pool, team - 1)
+    write_words(pool + JOB, (function, argument, team))
+    for member in range(team):
+        write_words(pool + RANGES + 64 * member, (parts * member // team, parts * (member + 1) // team))
+    generation = (atomic_read(pool + STATE) >> 32) + 1
+    atomic_write(pool + STATE, generation << 32 | OPEN)
+    if atomic_read(pool + SLEEPERS) > 0:
+        _mutex_lock(pool + MUTEX)
+        _condition_broadcast(pool + CONDITION)
+        _mutex_unlock(pool + MUTEX)
+    _work(pool, 0)
+    # Close the job, then wait for those inside.
+    state = atomic_add(pool + STATE, -OPEN) - OPEN
+    spins = 0
+    while state & (OPEN - 1) != 0:
+        spin_pause()
+        spins += 1
+        if spins > SPINS:
+            _sched_yield()
+        state = atomic_read(pool + STATE)
+    atomic_write(pool + BUSY, 0)

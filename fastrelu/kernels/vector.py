@@ -1,0 +1,404 @@
+"""SIMD vectors as Numba values: a type, its operators, and the few primitives that formulas are written with.
+
+A vector holds ``lanes`` elements of one element type and lowers to a generic LLVM vector, which LLVM turns into AVX-512,
+AVX2, SSE or NEON. One lane is a vector too, so that a formula serves scalars and vectors alike. Scalars in an expression
+(``1.0 + x``) are spread over the lanes and rounded to the element type; nothing is ever widened silently.
+
+float16 and bfloat16 lanes are kept as their 16 bits: they can be compared and selected as they are, and kernels that
+calculate convert them to float32 when loading and back when storing.
+
+A comparison instruction raises the floating-point "invalid" flag when it meets a NaN. `is_minus`, `is_zero` and
+`is_positive` look at the bits instead and are quiet.
+"""
+
+import operator
+from dataclasses import dataclass
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.imputils import lower_builtin, lower_cast
+from numba.core.typeconv import Conversion
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, models, register_model
+
+
+@dataclass(frozen=True)
+class Element:
+    """What one lane holds: its name in NumPy, its kind (f, i, u or b for bool) and its size."""
+
+    name: str
+    kind: str
+    bits: int
+
+    @property
+    def is_half(self) -> bool:
+        return self.kind == "f" and self.bits == 16
+
+    @property
+    def is_float(self) -> bool:
+        return self.kind == "f"
+
+    @property
+    def integer(self) -> ir.Type:
+        """The integer type with as many bits."""
+        return ir.IntType(self.bits)
+
+    @property
+    def llvm(self) -> ir.Type:
+        """The type of a lane, and of the element in memory."""
+        if self.kind != "f" or self.is_half:
+            return self.integer
+        return ir.FloatType() if self.bits == 32 else ir.DoubleType()
+
+    @property
+    def minus_infinity(self) -> int:
+        """The bits of -inf, read as a signed integer."""
+        mantissa = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}[self.name]
+        return -(1 << mantissa)
+
+
+BOOL = Element("bool", "b", 1)
+FLOAT32 = Element("float32", "f", 32)
+ELEMENTS = {
+    e.name: e
+    for e in (
+        Element("float16", "f", 16),
+        Element("bfloat16", "f", 16),
+        FLOAT32,
+        Element("float64", "f", 64),
+        *(Element(f"{sign}int{bits}", sign or "i", bits) for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    )
+}
+
+
+class Vector(types.Type):
+    """The Numba type of a vector: ``lanes`` values of one `Element`."""
+
+    def __init__(self, element: Element, lanes: int):
+        self.element, self.lanes = element, lanes
+        super().__init__(f"Vector({element.name}, {lanes})")
+
+    @property
+    def llvm(self) -> ir.VectorType:
+        return ir.VectorType(self.element.llvm, self.lanes)
+
+    @property
+    def integers(self) -> ir.VectorType:
+        return ir.VectorType(self.element.integer, self.lanes)
+
+    @property
+    def mask(self) -> "Vector":
+        return Vector(BOOL, self.lanes)
+
+    def constant(self, value):
+        """`value` in every lane."""
+        return ir.Constant(self.llvm, [value] * self.lanes)
+
+    def bits(self, value: int):
+        """The integer `value` in every lane."""
+        return ir.Constant(self.integers, [value] * self.lanes)
+
+    def can_convert_from(self, typing_context, other):
+        return Conversion.safe if isinstance(other, types.Number) else None
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, data_model_manager, vector):
+        super().__init__(data_model_manager, vector, vector.llvm)
+
+
+def splat(builder, value, lanes: int):
+    """Spread one LLVM value over all lanes."""
+    kind = ir.VectorType(value.type, lanes)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.IntType(32)(0))
+    return builder.shuffle_vector(
+        first, ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+    )
+
+
+@lower_cast(types.Number, Vector)
+def _spread_number(context, builder, number, vector, value):
+    element = vector.element
+    if element.kind != "f":
+        return (
+            splat(builder, context.cast(builder, value, number, types.int64), vector.lanes)
+            if element.bits == 64
+            else (splat(builder, builder.trunc(context.cast(builder, value, number, types.int64), element.llvm), vector.lanes))
+        )
+    number64 = context.cast(builder, value, number, types.float64)
+    if element.bits == 64:
+        return splat(builder, number64, vector.lanes)
+    if element.name == "float32":
+        return splat(builder, builder.fptrunc(number64, ir.FloatType()), vector.lanes)
+    wide = splat(builder, builder.fptrunc(number64, ir.FloatType()), vector.lanes)
+    return narrow_value(builder, wide, vector)
+
+
+def _vector_of(*kinds) -> Vector | None:
+    """The vector among the argument types, if there is one."""
+    return next((kind for kind in kinds if isinstance(kind, Vector)), None)
+
+
+def _binary(operation, lower):
+    """Give vectors the operator `operation`; a scalar on either side is spread."""
+
+    @infer_global(operation)
+    class Binary(AbstractTemplate):
+        def generic(self, args, kws):
+            vector = _vector_of(*args)
+            if vector is not None and len(args) == 2:
+                return signature(vector, vector, vector)
+            return None
+
+    @lower_builtin(operation, Vector, Vector)
+    def lowering(context, builder, sig, args):
+        return lower(builder, sig.return_type, *args)
+
+
+_binary(operator.add, lambda b, v, x, y: b.fadd(x, y))
+_binary(operator.sub, lambda b, v, x, y: b.fsub(x, y))
+_binary(operator.mul, lambda b, v, x, y: b.fmul(x, y))
+_binary(operator.truediv, lambda b, v, x, y: b.fdiv(x, y))
+_binary(operator.or_, lambda b, v, x, y: b.or_(x, y))
+
+
+@infer_global(operator.gt)
+class _Greater(AbstractTemplate):
+    def generic(self, args, kws):
+        vector = _vector_of(*args)
+        return signature(vector.mask, vector, vector) if vector is not None else None
+
+
+@lower_builtin(operator.gt, Vector, Vector)
+def _greater(context, builder, sig, args):
+    return builder.fcmp_ordered(">", *args)
+
+
+@infer_global(operator.neg)
+class _Negation(AbstractTemplate):
+    def generic(self, args, kws):
+        return signature(args[0], args[0]) if isinstance(args[0], Vector) else None
+
+
+@lower_builtin(operator.neg, Vector)
+def _negate(context, builder, sig, args):
+    return builder.fneg(args[0])
+
+
+def call_intrinsic(builder, name: str, result, args):
+    """Call an LLVM intrinsic by its full name."""
+    kind = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+
+def suffix(vector: Vector) -> str:
+    """What LLVM appends to the name of an intrinsic on `vector`: ``v16f32``."""
+    return f"v{vector.lanes}{'f' if vector.element.llvm != vector.element.integer else 'i'}{vector.element.bits}"
+
+
+def _unary(result, lower):
+    """A primitive of one vector; `result` gives the type it returns."""
+
+    @intrinsic
+    def primitive(typing_context, x):
+        if not isinstance(x, Vector):
+            return None
+
+        def codegen(context, builder, sig, args):
+            return lower(builder, x, args[0])
+
+        return result(x)(x), codegen
+
+    return primitive
+
+
+def _as_integers(builder, vector: Vector, value):
+    return builder.bitcast(value, vector.integers)
+
+
+def _lower_is_minus(builder, x, value):
+    if x.element.kind == "u":
+        return ir.Constant(x.mask.llvm, [False] * x.lanes)
+    if x.element.kind == "i":
+        return builder.icmp_signed("<", value, x.constant(0))
+    # As signed integers the negative numbers, -0.0 and -inf included, are all at most the bits of -inf: above it stand
+    # the NaNs with a sign, then +0.0 and everything else. One integer comparison, exact and quiet.
+    return builder.icmp_signed("<=", _as_integers(builder, x, value), x.bits(x.element.minus_infinity))
+
+
+def _lower_is_zero(builder, x, value):
+    bits = _as_integers(builder, x, value)
+    if x.element.is_float:
+        bits = builder.shl(bits, x.bits(1))  # drops the sign
+    return builder.icmp_unsigned("==", bits, x.bits(0))
+
+
+def _lower_is_positive(builder, x, value):
+    bits = _as_integers(builder, x, value)
+    above_zero = (
+        builder.icmp_signed(">", bits, x.bits(0)) if x.element.kind != "u" else builder.icmp_unsigned("!=", bits, x.bits(0))
+    )
+    if not x.element.is_float:
+        return above_zero
+    infinity = (1 << (x.element.bits - 1)) + x.element.minus_infinity
+    return builder.and_(above_zero, builder.icmp_signed("<=", bits, x.bits(infinity)))
+
+
+def _lower_absolute(builder, x, value):
+    return call_intrinsic(builder, f"llvm.fabs.{suffix(x)}", x.llvm, [value])
+
+
+def _lower_rint(builder, x, value):
+    return call_intrinsic(builder, f"llvm.rint.{suffix(x)}", x.llvm, [value])
+
+
+def widened(x: Vector) -> Vector:
+    return Vector(FLOAT32, x.lanes) if x.element.is_half else x
+
+
+def widen_value(builder, x: Vector, value):
+    """float16 and bfloat16 lanes as float32, exactly; any other vector as it is."""
+    if not x.element.is_half:
+        return value
+    wide = widened(x)
+    if x.element.name == "float16":
+        return builder.fpext(builder.bitcast(value, ir.VectorType(ir.HalfType(), x.lanes)), wide.llvm)
+    return builder.bitcast(builder.shl(builder.zext(value, wide.integers), wide.bits(16)), wide.llvm)
+
+
+def narrow_value(builder, value, target: Vector):
+    """Round float32 lanes to the half type of `target`, ties to even; a NaN stays a NaN."""
+    if target.element.name == "float16":
+        half = builder.fptrunc(value, ir.VectorType(ir.HalfType(), target.lanes))
+        return builder.bitcast(half, target.llvm)
+    wide = Vector(FLOAT32, target.lanes)
+    bits = builder.bitcast(value, wide.integers)
+    odd = builder.and_(builder.lshr(bits, wide.bits(16)), wide.bits(1))
+    rounded = builder.add(bits, builder.add(odd, wide.bits(0x7FFF)))
+    quiet = builder.or_(bits, wide.bits(0x00400000))
+    nan = builder.fcmp_unordered("uno", value, value)
+    return builder.trunc(builder.lshr(builder.select(nan, quiet, rounded), wide.bits(16)), target.llvm)
+
+
+is_minus = _unary(lambda x: x.mask, _lower_is_minus)
+"""x < 0 or x is -0.0; False for every NaN."""
+
+is_zero = _unary(lambda x: x.mask, _lower_is_zero)
+"""x is +0.0 or -0.0."""
+
+is_positive = _unary(lambda x: x.mask, _lower_is_positive)
+"""x > 0; False for every NaN."""
+
+absolute = _unary(lambda x: x, _lower_absolute)
+"""|x|."""
+
+rint = _unary(lambda x: x, _lower_rint)
+"""x rounded to the nearest integer, ties to even."""
+
+
+def narrow(element: Element):
+    """A primitive that rounds a float32 vector to `element` where that is a half type, and else passes it on."""
+
+    @intrinsic
+    def to_element(typing_context, x):
+        target = Vector(element, x.lanes)
+
+        def codegen(context, builder, sig, args):
+            return narrow_value(builder, args[0], target) if element.is_half and not x.element.is_half else args[0]
+
+        return target(x), codegen
+
+    return to_element
+
+
+@intrinsic
+def where(typing_context, mask, x, y):
+    """Lane by lane `x` where `mask` holds, else `y`."""
+    vector = _vector_of(x, y)
+    if vector is None or not isinstance(mask, Vector):
+        return None
+
+    def codegen(context, builder, sig, args):
+        return builder.select(*args)
+
+    return vector(mask, vector, vector), codegen
+
+
+@intrinsic
+def fma(typing_context, x, y, z):
+    """X * y + z with a single rounding."""
+    vector = _vector_of(x, y, z)
+    if vector is None:
+        return None
+
+    def codegen(context, builder, sig, args):
+        return call_intrinsic(builder, f"llvm.fma.{suffix(vector)}", vector.llvm, args)
+
+    return vector(vector, vector, vector), codegen
+
+
+@intrinsic
+def maximum(typing_context, limit, x):
+    """The larger of the two; a NaN in `x` stays."""
+    vector = _vector_of(limit, x)
+    if vector is None:
+        return None
+
+    def codegen(context, builder, sig, args):
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return vector(vector, vector), codegen
+
+
+@intrinsic
+def like(typing_context, x, value):
+    """The number `value` in every lane of a vector of the type of `x`."""
+    if not isinstance(x, Vector):
+        return None
+
+    def codegen(context, builder, sig, args):
+        return args[1]
+
+    return x(x, x), codegen
+
+
+@intrinsic
+def copysign(typing_context, size, sign):
+    """|size| with the sign of `sign`."""
+    vector = _vector_of(size, sign)
+    if vector is None:
+        return None
+
+    def codegen(context, builder, sig, args):
+        return call_intrinsic(builder, f"llvm.copysign.{suffix(vector)}", vector.llvm, args)
+
+    return vector(vector, vector), codegen
+
+
+def polynomial(coefficients):
+    """A primitive that evaluates c[0] + c[1] x + c[2] x**2 + ... by Horner's rule with fused multiply-adds."""
+
+    @intrinsic
+    def evaluate(typing_context, x):
+        def codegen(context, builder, sig, args):
+            value = x.constant(coefficients[-1])
+            for c in reversed(coefficients[:-1]):
+                value = call_intrinsic(builder, f"llvm.fma.{suffix(x)}", x.llvm, [value, args[0], x.constant(c)])
+            return value
+
+        return x(x), codegen
+
+    return evaluate
+
+
+@intrinsic
+def power_of_two(typing_context, shifted):
+    """2**n, read from the low bits of a float that holds the biased exponent n + bias there."""
+
+    def codegen(context, builder, sig, args):
+        mantissa = 23 if shifted.element.bits == 32 else 52
+        exponent = builder.shl(_as_integers(builder, shifted, args[0]), shifted.bits(mantissa))
+        return builder.bitcast(exponent, shifted.llvm)
+
+    return shifted(shifted), codegen

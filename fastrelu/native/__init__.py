@@ -1,0 +1,1 @@
+"""From kernel sources to callable machine code: the host, the compiler, the cache of objects, the linker."""

@@ -1,0 +1,104 @@
+"""Puts object code into the process: from the cache if it is there, else from the compiler.
+
+A kernel that is cached needs only llvmlite: Numba is not imported.
+"""
+
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import llvmlite.binding as llvm
+
+from fastrelu.native import store, target
+
+# C functions that the pool calls, and those that LLVM itself may call for an operation that the processor lacks.
+_C_FUNCTIONS = frozenset(
+    [
+        "pthread_create",
+        "pthread_detach",
+        "pthread_sigmask",
+        "pthread_mutex_init",
+        "pthread_mutex_lock",
+        "pthread_mutex_unlock",
+        "pthread_cond_init",
+        "pthread_cond_wait",
+        "pthread_cond_broadcast",
+        "sigfillset",
+        "getpid",
+        "sched_yield",
+        "memcpy",
+        "memset",
+        "memmove",
+        "fma",
+        "fmaf",
+    ]
+)
+
+lock = threading.RLock()
+"""Held while anything is compiled or linked, and by a thread that forks, so that no child inherits half of either."""
+
+_symbols: dict[str, int] = {}
+
+
+def _before_fork() -> None:
+    lock.acquire()
+    compiler_lock = sys.modules.get("numba.core.compiler_lock")
+    if compiler_lock is not None:
+        compiler_lock.global_compiler_lock.acquire()
+
+
+def _after_fork() -> None:
+    compiler_lock = sys.modules.get("numba.core.compiler_lock")
+    if compiler_lock is not None and compiler_lock.global_compiler_lock.is_locked():
+        compiler_lock.global_compiler_lock.release()
+    lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+
+
+@cache
+def _engine() -> Any:
+    target.initialize()
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    # Never freed: NumPy keeps pointers to the code, and the pool's threads run in it until the process ends.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
+    return engine
+
+
+def provide(name: str, address: int) -> None:
+    """Let kernels refer to what stands at `address` by `name`."""
+    _symbols[name] = address
+    llvm.add_symbol(name, address)
+
+
+def link(name: str, source: Callable[[], tuple[Callable[..., Any], Any]]) -> int:
+    """The address of the C function `name`.
+
+    Parameters
+    ----------
+    name : str
+        What the function is called, in the cache and in the object file.
+    source : callable
+        Returns the Python function to compile and its Numba signature. Called only if the cache does not have it.
+    """
+    with lock:
+        if name in _symbols:
+            return _symbols[name]
+        engine = _engine()
+        code = store.read(name)
+        if code is None:
+            from fastrelu.native.compiler import compile_object
+
+            code = compile_object(*source(), name, _C_FUNCTIONS | _symbols.keys())
+            store.write(name, code)
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        provide(name, engine.get_function_address(name))
+        return _symbols[name]

@@ -1,0 +1,47 @@
+"""The memory that the pool of threads lives in, laid out for the kernels and for Python.
+
+Importing this module needs neither Numba nor llvmlite. `fastrelu.kernels.pool` has the algorithm.
+"""
+
+import ctypes
+from functools import cache
+
+# Names of the compiled functions and of the memory itself, as kernels refer to them.
+POOL = "fastrelu_pool"
+PARALLEL_FOR = "fastrelu_parallel_for"
+ELEMENTWISE = "fastrelu_elementwise"
+
+MAX_THREADS = 256
+
+# Offsets in bytes. Words that different threads write stand in different cache lines.
+OWNER = 0  # process that the workers belong to, negative while one thread sets the pool up
+BUSY = 64  # 1 while a caller has the pool
+STATE = 128  # the current job's generation, whether it is open, and the number of workers inside
+JOB = 192  # function, argument, threads that take part
+SLEEPERS = 256  # workers that wait on the condition
+LIMIT = 320  # threads that a job may use, the caller included; set from Python
+CACHE = 328  # bytes beyond which streaming stores pay; set from Python
+STARTED = 336  # workers that exist
+MUTEX = 384
+CONDITION = 512
+SIGNALS = 640  # two signal sets of 128 bytes
+RANGES = 1024  # for each thread that takes part: next part, end of its own parts; 64 bytes apart
+_SIZE = RANGES + 64 * MAX_THREADS
+
+
+@cache
+def memory() -> ctypes.Array[ctypes.c_int64]:
+    """The block, zero at first, aligned to a cache line, and never freed: threads look at it until the process ends."""
+    raw = ctypes.create_string_buffer(_SIZE + 64)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(raw))
+    return (ctypes.c_int64 * (_SIZE // 8)).from_buffer(raw, -ctypes.addressof(raw) % 64)
+
+
+def read(offset: int) -> int:
+    """The word at `offset`."""
+    return int(memory()[offset // 8])
+
+
+def write(offset: int, value: int) -> None:
+    """Set the word at `offset`."""
+    memory()[offset // 8] = value

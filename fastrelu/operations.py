@@ -1,0 +1,119 @@
+"""The elementwise operations: operands, element types, and the loop that each choice of types needs.
+
+This table is all that the ufuncs, the benchmarks and the tests know of an operation; importing it needs only NumPy.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+HALVES = ("float16", "bfloat16")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What a loop is compiled for.
+
+    Attributes
+    ----------
+    formula : str
+        Its name in `fastrelu.kernels.formulas`.
+    dtypes : tuple of str
+        Names of the element types of the inputs and, last, of the output.
+    parameter : int
+        The number of the input that is often a single value (``alpha``); -1 if there is none.
+    arithmetic : bool
+        Whether the formula calculates, so that halves are widened; else it only compares and selects.
+    grain : int
+        Elements below which a part is not worth handing to another thread.
+    vector_bytes : int
+        Width of the host's vectors.
+    """
+
+    formula: str
+    dtypes: tuple[str, ...]
+    parameter: int
+    arithmetic: bool
+    grain: int
+    vector_bytes: int
+
+    @property
+    def name(self) -> str:
+        """What the compiled loop is called."""
+        return f"fastrelu_{self.formula}_{'_'.join(self.dtypes)}_{self.vector_bytes}"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An elementwise operation.
+
+    Attributes
+    ----------
+    name : str
+        The public function, and the formula unless `formula` names another.
+    inputs : tuple of str
+        Names of the operands.
+    parameter : int
+        The number of the input that is a parameter rather than data; -1 if there is none.
+    arithmetic : bool
+        Whether it calculates. An operation that only selects works on every integer type as well.
+    grain : int
+        Elements of float32 below which a part is not worth handing to another thread, measured.
+    formula : str
+        The name of the formula.
+    whole : tuple of str
+        Operands for which a Python float such as 0.0 counts as an integer, which fits every type.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    parameter: int = -1
+    arithmetic: bool = True
+    grain: int = 4096
+    formula: str = ""
+    whole: tuple[str, ...] = ()
+
+    @cached_property
+    def dtypes(self) -> tuple[str, ...]:
+        """Names of the element types it has loops for."""
+        return FLOATS if self.arithmetic else FLOATS + INTEGERS
+
+    @cached_property
+    def types(self) -> list[str]:
+        """The loops in the notation of `numpy.ufunc.types`: ``ff->f``. bfloat16 has no letter and is not among them."""
+        rows = (self.loop(name, 0).dtypes for name in self.dtypes if name != "bfloat16")
+        return ["{}->{}".format("".join(np.dtype(t).char for t in row[:-1]), np.dtype(row[-1]).char) for row in rows]
+
+    def loop(self, dtype: str, vector_bytes: int) -> Loop:
+        """The loop for data of `dtype`; a parameter of an operation that calculates on halves is float32."""
+        types = [dtype] * (len(self.inputs) + 1)
+        if self.parameter >= 0 and self.arithmetic and dtype in HALVES:
+            types[self.parameter] = "float32"
+        return Loop(self.formula or self.name, tuple(types), self.parameter, self.arithmetic, self.grain, vector_bytes)
+
+
+_MEMORY = 16384
+
+OPERATIONS = {
+    operation.name: operation
+    for operation in (
+        Operation("relu", ("x",), arithmetic=False, grain=_MEMORY),
+        Operation("relu_derivative", ("x", "at_zero"), parameter=1, arithmetic=False, grain=_MEMORY, whole=("at_zero",)),
+        Operation("relu_backward", ("dy", "y"), arithmetic=False, grain=_MEMORY),
+        Operation("leaky_relu", ("x", "alpha"), parameter=1, grain=_MEMORY),
+        Operation("leaky_relu_backward", ("dy", "y", "alpha"), parameter=2, grain=_MEMORY),
+        Operation("prelu", ("x", "alpha"), parameter=1, grain=_MEMORY, formula="leaky_relu"),
+        Operation("_prelu_alpha_gradient", ("dy", "x"), grain=_MEMORY, formula="prelu_alpha_gradient"),
+        Operation("elu", ("x", "alpha"), parameter=1),
+        Operation("elu_backward", ("dy", "y", "alpha"), parameter=2, grain=_MEMORY),
+        Operation("sigmoid", ("x",)),
+        Operation("sigmoid_backward", ("dy", "y"), grain=_MEMORY),
+        Operation("tanh", ("x",)),
+        Operation("tanh_backward", ("dy", "y"), grain=_MEMORY),
+        Operation("softplus", ("x",)),
+        Operation("softplus_backward", ("dy", "y")),
+    )
+}

@@ -1,0 +1,94 @@
+"""How many threads one call may use."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fastrelu.native import pool
+
+
+def _from_environment(name: str) -> int | None:
+    """The positive integer in an environment variable; OpenMP allows a list, whose first number counts."""
+    try:
+        count = int(os.environ.get(name, "").split(",")[0])
+    except ValueError:
+        return None
+    return count if count > 0 else None
+
+
+def _cgroup_quota() -> int | None:
+    """The processors that the container's quota amounts to, rounded up."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        return None if quota == "max" else -(-int(quota) // int(period))
+    except (OSError, ValueError):
+        return None
+
+
+def default_num_threads() -> int:
+    """``FASTRELU_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the processors this process may run on."""
+    asked = _from_environment("FASTRELU_NUM_THREADS") or _from_environment("OMP_NUM_THREADS")
+    if asked is None:
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        asked = min(allowed, _cgroup_quota() or allowed)
+    return min(asked, pool.MAX_THREADS)
+
+
+def get_num_threads() -> int:
+    """The number of threads that one call may use, in this process.
+
+    Returns
+    -------
+    int
+        What `set_num_threads` set, else ``FASTRELU_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the number of
+        processors that this process may run on (affinity and container quota considered).
+
+    Examples
+    --------
+    >>> import fastrelu
+    >>> fastrelu.get_num_threads() >= 1
+    True
+    """
+    return pool.read(pool.LIMIT) or default_num_threads()
+
+
+def set_num_threads(count: int, /) -> None:
+    """Limit every later call, from any Python thread, to `count` threads. Results do not depend on it.
+
+    Parameters
+    ----------
+    count : int
+        1 to 256; the calling thread is one of them.
+
+    Raises
+    ------
+    TypeError
+        If `count` is not an integer.
+    ValueError
+        If it is out of range.
+    """
+    if isinstance(count, bool) or not hasattr(count, "__index__"):
+        raise TypeError(f"count must be an integer, not {type(count).__name__}")
+    if not 1 <= count <= pool.MAX_THREADS:
+        raise ValueError(f"count must be 1 to {pool.MAX_THREADS}, not {count}")
+    pool.write(pool.LIMIT, int(count))
+
+
+@contextmanager
+def num_threads(count: int, /) -> Iterator[None]:
+    """Within a ``with`` block, limit the calls of this process to `count` threads.
+
+    Examples
+    --------
+    >>> import fastrelu
+    >>> with fastrelu.num_threads(1):
+    ...     fastrelu.get_num_threads()
+    1
+    """
+    before = pool.read(pool.LIMIT)
+    set_num_threads(count)
+    try:
+        yield
+    finally:
+        pool.write(pool.LIMIT, before)
