@@ -236,9 +236,9 @@ def _lower_is_zero(builder, x, value):
 
 def _lower_is_positive(builder, x, value):
     bits = _as_integers(builder, x, value)
-    above_zero = (
-        builder.icmp_signed(">", bits, x.bits(0)) if x.element.kind != "u" else builder.icmp_unsigned("!=", bits, x.bits(0))
-    )
+    if x.element.kind == "u":
+        return builder.icmp_unsigned("!=", bits, x.bits(0))
+    above_zero = builder.icmp_signed(">", bits, x.bits(0))
     if not x.element.is_float:
         return above_zero
     infinity = (1 << (x.element.bits - 1)) + x.element.minus_infinity

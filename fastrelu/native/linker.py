@@ -17,25 +17,12 @@ from fastrelu.native import store, target
 
 # C functions that the pool calls, and those that LLVM itself may call for an operation that the processor lacks.
 _C_FUNCTIONS = frozenset(
-    [
-        "pthread_create",
-        "pthread_detach",
-        "pthread_sigmask",
-        "pthread_mutex_init",
-        "pthread_mutex_lock",
-        "pthread_mutex_unlock",
-        "pthread_cond_init",
-        "pthread_cond_wait",
-        "pthread_cond_broadcast",
-        "sigfillset",
-        "getpid",
-        "sched_yield",
-        "memcpy",
-        "memset",
-        "memmove",
-        "fma",
-        "fmaf",
-    ]
+    (
+        *("pthread_create", "pthread_detach", "pthread_sigmask", "sigfillset", "getpid", "sched_yield"),
+        *("pthread_mutex_init", "pthread_mutex_lock", "pthread_mutex_unlock"),
+        *("pthread_cond_init", "pthread_cond_wait", "pthread_cond_broadcast"),
+        *("memcpy", "memset", "memmove", "fma", "fmaf"),
+    )
 )
 
 lock = threading.RLock()

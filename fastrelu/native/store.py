@@ -6,6 +6,7 @@ compiling in memory and one warning. Another version of any kernel source, of Nu
 processor is another folder, so that nothing is ever stale.
 """
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -79,10 +80,8 @@ def write(name: str, payload: bytes) -> None:
         os.replace(temporary, where / name)
     except OSError as error:
         if temporary is not None:
-            try:
+            with contextlib.suppress(OSError):  # the folder may be gone or read-only: nothing is left to tidy then
                 os.unlink(temporary)
-            except OSError:
-                pass  # the folder is gone or read-only: nothing is left to tidy
         _warn(error)
 
 
