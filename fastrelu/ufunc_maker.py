@@ -59,9 +59,7 @@ def _api(number: int, result: Any, *arguments: Any) -> Callable[..., Any]:
 
 def _add_loop(ufunc: np.ufunc, choice: Choice) -> None:
     dtypes, address = choice
-    classes = (ctypes.py_object * len(dtypes))()
-    for i, dtype in enumerate(dtypes):
-        classes[i] = ctypes.py_object(type(dtype))
+    classes: Any = (ctypes.py_object * len(dtypes))(*map(type, dtypes))  # type: ignore[misc]  # ctypes wraps each
     slots = (_Slot * 2)(_Slot(_STRIDED_LOOP, address), _Slot(0, None))
     name = ufunc.__name__.encode()
     spec = _Spec(name, ufunc.nin, ufunc.nout, _NO_CASTING, _NO_FLOATINGPOINT_ERRORS, classes, slots)

@@ -12,7 +12,9 @@ from fastrelu.kernels.memory import (
     call_address,
     callback_address,
     copy_element,
+    larger,
     read_word,
+    smaller,
     stack,
     words,
     write_word,
@@ -45,7 +47,7 @@ def _gather(loop, args, steps, n):
     buffers, pointers = stack(_BUFFERS), stack(_POINTERS)
     start = 0
     while start < n:
-        count = min(BUFFER, n - start)
+        count = smaller(BUFFER, n - start)
         for i in range(operands):
             size, step = read_word(loop + SIZES + 8 * i), read_word(steps + 8 * i)
             source, source_step = read_word(args + 8 * i) + start * step, step
@@ -80,9 +82,9 @@ def _overlap(loop, args, steps, n, i, output):
     if x == y and x_step == y_step:
         return False
     x_span, y_span = (n - 1) * x_step, (n - 1) * y_step
-    x_end = x + max(0, x_span) + read_word(loop + SIZES + 8 * i)
-    y_end = y + max(0, y_span) + read_word(loop + SIZES + 8 * output)
-    return x + min(0, x_span) < y_end and y + min(0, y_span) < x_end
+    x_end = x + larger(0, x_span) + read_word(loop + SIZES + 8 * i)
+    y_end = y + larger(0, y_span) + read_word(loop + SIZES + 8 * output)
+    return x + smaller(0, x_span) < y_end and y + smaller(0, y_span) < x_end
 
 
 @register_jitable
@@ -92,7 +94,7 @@ def _part(task, index):
     pointers = stack(_POINTERS)
     for i in range(read_word(loop)):
         write_word(pointers + 8 * i, read_word(args + 8 * i) + start * read_word(steps + 8 * i))
-    _run(loop, pointers, steps, min(chunk, n - start), streaming)
+    _run(loop, pointers, steps, smaller(chunk, n - start), streaming)
 
 
 _part_address = callback_address(_part, 2)
@@ -112,7 +114,7 @@ def elementwise(loop, args, steps, n):
     """
     operands, grain = words(loop, 2)
     threads, cache = words(pool_address() + LIMIT, 2)
-    parts = min(PARTS_PER_THREAD * threads, n // grain)
+    parts = smaller(PARTS_PER_THREAD * threads, n // grain)
     moved = 0
     streaming = 1
     for i in range(operands):
@@ -124,7 +126,7 @@ def elementwise(loop, args, steps, n):
                 # NumPy lets a loop run on such memory where working in order gives the right result.
                 parts = 1
     # One part when it is short; a multiple of 64 elements keeps the parts of aligned arrays aligned.
-    chunk = max(n, 1) if parts < 2 else ((n - 1) // parts + 64) & -64
+    chunk = larger(n, 1) if parts < 2 else ((n - 1) // parts + 64) & -64
     task = stack(48)
     write_words(task, (loop, args, steps, n, chunk, streaming if moved > cache and parts > 1 else 0))
     _parallel_for(_part_address(), task, (n - 1) // chunk + 1)

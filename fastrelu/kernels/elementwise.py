@@ -16,6 +16,7 @@ from fastrelu.kernels.memory import (
     read_word,
     restore_float_status,
     size_of,
+    smaller,
     steps_are,
     store,
     store_fence,
@@ -63,7 +64,7 @@ def _contiguous(spec: Loop, single: bool, streaming: bool):
     def stream(pointers, n):
         operands = words(pointers, OPERANDS)
         # First up to an aligned vector of the output, then whole vectors, then the rest.
-        i, count = 0, min(n, (-operands[OUTPUT] & (VECTOR - 1)) // SIZE)
+        i, count = 0, smaller(n, (-operands[OUTPUT] & (VECTOR - 1)) // SIZE)
         while i < n:
             store_partial(operands[OUTPUT], i, rounded(formula(*load_partial(operands, i, count))), count)
             i += count

@@ -4,7 +4,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from fastrelu.kernels.vector import Element, Vector, call_intrinsic, splat, suffix, widen_value, widened
+from fastrelu.kernels import half
+from fastrelu.kernels.vector import Element, Vector, call_intrinsic, splat, suffix, widened
 
 WORD = ir.IntType(64)
 
@@ -76,7 +77,10 @@ def load_operands(operands, lanes: int, wide: bool, partial: bool):
                 else:
                     loaded.append(builder.load(source, align=align))
             if wide:
-                loaded = [widen_value(builder, vector, value) for vector, value in zip(vectors, loaded, strict=True)]
+                loaded = [
+                    half.widen(builder, value, vector.element.name) if vector.element.is_half else value
+                    for vector, value in zip(vectors, loaded, strict=True)
+                ]
             return context.make_tuple(builder, sig.return_type, loaded)
 
         return types.Tuple([widened(v) if wide else v for v in vectors])(addresses, types.intp, types.intp), codegen
@@ -198,6 +202,23 @@ def write_word(typing_context, address, value):
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp), codegen
+
+
+def _choose(order: str):
+    """A primitive that returns one of two integers. Numba's own min and max are compiled anew for each kernel, 20 ms each."""
+
+    @intrinsic
+    def chosen(typing_context, a, b):
+        def codegen(context, builder, sig, args):
+            return builder.select(builder.icmp_signed(order, *args), *args)
+
+        return types.intp(types.intp, types.intp), codegen
+
+    return chosen
+
+
+smaller = _choose("<")
+larger = _choose(">")
 
 
 @intrinsic

@@ -26,6 +26,7 @@ from fastrelu.kernels.memory import (
     call_address,
     callback_address,
     read_word,
+    smaller,
     spin_pause,
     stack,
     symbol_address,
@@ -160,7 +161,7 @@ def _start_workers(pool, wanted):
             started += 1
         _pthread_sigmask(_SIG_SETMASK, pool + SIGNALS + 128, 0)
         write_word(pool + STARTED, started)
-    return min(started, wanted)
+    return smaller(started, wanted)
 
 
 def parallel_for(function, argument, parts):
@@ -176,7 +177,7 @@ def parallel_for(function, argument, parts):
         How many calls to make. All have returned when this function returns.
     """
     pool = pool_address()
-    team = min(read_word(pool + LIMIT), parts)
+    team = smaller(read_word(pool + LIMIT), parts)
     if team < 2 or not _own_pool(pool) or not atomic_replace(pool + BUSY, 0, 1):
         for part in range(parts):
             call_address(function, argument, part)

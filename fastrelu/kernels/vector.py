@@ -21,6 +21,8 @@ from numba.core.typeconv import Conversion
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
+from fastrelu.kernels import half
+
 
 @dataclass(frozen=True)
 class Element:
@@ -119,20 +121,15 @@ def splat(builder, value, lanes: int):
 
 @lower_cast(types.Number, Vector)
 def _spread_number(context, builder, number, vector, value):
-    element = vector.element
-    if element.kind != "f":
-        return (
-            splat(builder, context.cast(builder, value, number, types.int64), vector.lanes)
-            if element.bits == 64
-            else (splat(builder, builder.trunc(context.cast(builder, value, number, types.int64), element.llvm), vector.lanes))
-        )
-    number64 = context.cast(builder, value, number, types.float64)
+    element, lanes = vector.element, vector.lanes
+    if not element.is_float:
+        integer = context.cast(builder, value, number, types.int64)
+        return splat(builder, integer if element.bits == 64 else builder.trunc(integer, element.llvm), lanes)
+    real = context.cast(builder, value, number, types.float64)
     if element.bits == 64:
-        return splat(builder, number64, vector.lanes)
-    if element.name == "float32":
-        return splat(builder, builder.fptrunc(number64, ir.FloatType()), vector.lanes)
-    wide = splat(builder, builder.fptrunc(number64, ir.FloatType()), vector.lanes)
-    return narrow_value(builder, wide, vector)
+        return splat(builder, real, lanes)
+    spread = splat(builder, builder.fptrunc(real, ir.FloatType()), lanes)
+    return half.narrow(builder, spread, element.name) if element.is_half else spread
 
 
 def _vector_of(*kinds) -> Vector | None:
@@ -254,31 +251,8 @@ def _lower_rint(builder, x, value):
 
 
 def widened(x: Vector) -> Vector:
+    """The type of `x` once its lanes are float32, if they are halves."""
     return Vector(FLOAT32, x.lanes) if x.element.is_half else x
-
-
-def widen_value(builder, x: Vector, value):
-    """float16 and bfloat16 lanes as float32, exactly; any other vector as it is."""
-    if not x.element.is_half:
-        return value
-    wide = widened(x)
-    if x.element.name == "float16":
-        return builder.fpext(builder.bitcast(value, ir.VectorType(ir.HalfType(), x.lanes)), wide.llvm)
-    return builder.bitcast(builder.shl(builder.zext(value, wide.integers), wide.bits(16)), wide.llvm)
-
-
-def narrow_value(builder, value, target: Vector):
-    """Round float32 lanes to the half type of `target`, ties to even; a NaN stays a NaN."""
-    if target.element.name == "float16":
-        half = builder.fptrunc(value, ir.VectorType(ir.HalfType(), target.lanes))
-        return builder.bitcast(half, target.llvm)
-    wide = Vector(FLOAT32, target.lanes)
-    bits = builder.bitcast(value, wide.integers)
-    odd = builder.and_(builder.lshr(bits, wide.bits(16)), wide.bits(1))
-    rounded = builder.add(bits, builder.add(odd, wide.bits(0x7FFF)))
-    quiet = builder.or_(bits, wide.bits(0x00400000))
-    nan = builder.fcmp_unordered("uno", value, value)
-    return builder.trunc(builder.lshr(builder.select(nan, quiet, rounded), wide.bits(16)), target.llvm)
 
 
 is_minus = _unary(lambda x: x.mask, _lower_is_minus)
@@ -302,12 +276,12 @@ def narrow(element: Element):
 
     @intrinsic
     def to_element(typing_context, x):
-        target = Vector(element, x.lanes)
+        narrows = element.is_half and not x.element.is_half
 
         def codegen(context, builder, sig, args):
-            return narrow_value(builder, args[0], target) if element.is_half and not x.element.is_half else args[0]
+            return half.narrow(builder, args[0], element.name) if narrows else args[0]
 
-        return target(x), codegen
+        return Vector(element, x.lanes)(x), codegen
 
     return to_element
 

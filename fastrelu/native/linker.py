@@ -83,7 +83,7 @@ def link(name: str, source: Callable[[], tuple[Callable[..., Any], Any]]) -> int
         if code is None:
             from fastrelu.native.compiler import compile_object
 
-            code = compile_object(*source(), name, _C_FUNCTIONS | _symbols.keys())
+            code = compile_object(source, name, _C_FUNCTIONS | _symbols.keys())
             store.write(name, code)
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
