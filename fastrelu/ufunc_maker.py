@@ -8,6 +8,7 @@ it, and tells NumPy, which remembers the answer. From then on a call goes straig
 
 import ctypes
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -84,6 +85,7 @@ def make(
     nout: int,
     choose: Callable[[tuple[type | None, ...], tuple[type | None, ...]], Choice | None],
     failed: Callable[[BaseException], None],
+    lock: AbstractContextManager[Any],
     doc: str = "",
     signature: str | None = None,
 ) -> np.ufunc:
@@ -102,6 +104,8 @@ def make(
     failed : callable
         Takes what `choose` raised, since an exception cannot pass through NumPy here. NumPy reports a missing loop
         (TypeError) to its caller, who can then raise the other instead.
+    lock : context manager
+        Held while a loop is chosen and added, so that no two threads add the same.
     signature : str, optional
         Core dimensions, for a generalized ufunc.
 
@@ -115,12 +119,14 @@ def make(
         before = [operands[i] for i in range(nin + nout)]
         after = list(before)
         try:
-            choice = choose(*(tuple(_object(types[i]) for i in range(nin + nout)) for types in (operands, given)))
-            if choice is not None:
-                if choice[0] not in loops:
+            with lock:
+                choice = choose(*(tuple(_object(types[i]) for i in range(nin + nout)) for types in (operands, given)))
+                if choice is not None and choice[0] not in loops:
                     _add_loop(ufunc, choice)
                     loops[choice[0]] = choice
-                after = [given[i] or id(type(dtype)) for i, dtype in enumerate(choice[0])]
+            if choice is not None:
+                # An output that was known already is left open, lest nothing change.
+                after = [id(type(dtype)) if i < nin or not before[i] else None for i, dtype in enumerate(choice[0])]
         except BaseException as error:
             failed(error)
         # The same types as before mean to NumPy that there is no loop.

@@ -40,7 +40,7 @@ def _fail(reason: BaseException) -> None:
 
 
 def _make(operation: Operation) -> np.ufunc:
-    from fastrelu.native import loops, target
+    from fastrelu.native import linker, loops, target
 
     def choose(operands: tuple[type | None, ...], given: tuple[type | None, ...]) -> Choice:
         prescribed = [t for t in given if t is not None]
@@ -48,7 +48,7 @@ def _make(operation: Operation) -> np.ufunc:
         loop = operation.loop(name, target.vector_bytes())
         return tuple(_dtype(n) for n in loop.dtypes), loops.address_of(loop)
 
-    return make(operation.name, len(operation.inputs), 1, choose, _fail)
+    return make(operation.name, len(operation.inputs), 1, choose, _fail, linker.lock)
 
 
 def _dtype(name: str) -> np.dtype[Any]:

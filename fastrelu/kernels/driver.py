@@ -5,6 +5,8 @@
 ``gather``       any other steps: through buffers in the first-level cache
 """
 
+import os
+
 from numba import types
 from numba.extending import register_jitable
 
@@ -38,6 +40,8 @@ _BUFFERS = 8 * BUFFER * MAX_OPERANDS
 # Parts for each thread: enough to even out threads that run at different speeds, few enough to cost nothing.
 PARTS_PER_THREAD = 8
 
+POSIX = os.name == "posix"
+_mincore = types.ExternalFunction("mincore", types.int32(types.intp, types.intp, types.intp))
 _parallel_for = types.ExternalFunction(PARALLEL_FOR, types.void(types.intp, types.intp, types.intp))
 
 
@@ -88,6 +92,33 @@ def _overlap(loop, args, steps, n, i, output):
 
 
 @register_jitable
+def _is_touched(address):
+    """Whether the page at `address` has been written to before.
+
+    The system clears a page when it is first written to, through the cache: ordinary stores that follow find it there, and
+    `relu` of 400 MB into new memory takes 36 ms instead of 39.
+    """
+    if not POSIX:
+        return True
+    resident = stack(8)
+    write_word(resident, 0)
+    return _mincore(address & -65536, 1, resident) != 0 or read_word(resident) != 0
+
+
+@register_jitable
+def _should_stream(loop, args, steps, n, cache):
+    """Whether to store past the caches: the operands exceed `cache` bytes, and the output is in none of them yet."""
+    output = read_word(loop) - 1
+    y, y_step = read_word(args + 8 * output), read_word(steps + 8 * output)
+    moved = abs(y_step) * n
+    for i in range(output):
+        if read_word(args + 8 * i) == y:
+            return False
+        moved += abs(read_word(steps + 8 * i)) * n
+    return moved > cache and _is_touched(y + n // 2 * y_step)
+
+
+@register_jitable
 def _part(task, index):
     loop, args, steps, n, chunk, streaming = words(task, 6)
     start = index * chunk
@@ -115,18 +146,13 @@ def elementwise(loop, args, steps, n):
     operands, grain = words(loop, 2)
     threads, cache = words(pool_address() + LIMIT, 2)
     parts = smaller(PARTS_PER_THREAD * threads, n // grain)
-    moved = 0
-    streaming = 1
-    for i in range(operands):
-        moved += abs(read_word(steps + 8 * i)) * n
-        if i < operands - 1 and parts > 1:
-            if read_word(args + 8 * i) == read_word(args + 8 * operands - 8):
-                streaming = 0  # in place, the lines of the output are in the cache already
-            if _overlap(loop, args, steps, n, i, operands - 1):
-                # NumPy lets a loop run on such memory where working in order gives the right result.
-                parts = 1
-    # One part when it is short; a multiple of 64 elements keeps the parts of aligned arrays aligned.
+    for i in range(operands - 1):
+        if parts > 1 and _overlap(loop, args, steps, n, i, operands - 1):
+            # NumPy lets a loop run on such memory where working in order gives the right result.
+            parts = 1
+    # A multiple of 64 elements keeps the parts of aligned arrays aligned.
     chunk = larger(n, 1) if parts < 2 else ((n - 1) // parts + 64) & -64
+    streaming = parts > 1 and _should_stream(loop, args, steps, n, cache)
     task = stack(48)
-    write_words(task, (loop, args, steps, n, chunk, streaming if moved > cache and parts > 1 else 0))
+    write_words(task, (loop, args, steps, n, chunk, streaming))
     _parallel_for(_part_address(), task, (n - 1) // chunk + 1)

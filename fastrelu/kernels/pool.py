@@ -164,6 +164,13 @@ def _start_workers(pool, wanted):
     return smaller(started, wanted)
 
 
+@register_jitable
+def serial_for(function, argument, parts):
+    """`parallel_for` where there are no POSIX threads."""
+    for part in range(parts):
+        call_address(function, argument, part)
+
+
 def parallel_for(function, argument, parts):
     """Call ``function(argument, part)`` for every part in ``range(parts)``, on several threads, in any order.
 
@@ -179,8 +186,7 @@ def parallel_for(function, argument, parts):
     pool = pool_address()
     team = smaller(read_word(pool + LIMIT), parts)
     if team < 2 or not _own_pool(pool) or not atomic_replace(pool + BUSY, 0, 1):
-        for part in range(parts):
-            call_address(function, argument, part)
+        serial_for(function, argument, parts)
         return
     team = 1 + _start_workers(pool, team - 1)
     write_words(pool + JOB, (function, argument, team))

@@ -21,7 +21,7 @@ _C_FUNCTIONS = frozenset(
         *("pthread_create", "pthread_detach", "pthread_sigmask", "sigfillset", "getpid", "sched_yield"),
         *("pthread_mutex_init", "pthread_mutex_lock", "pthread_mutex_unlock"),
         *("pthread_cond_init", "pthread_cond_wait", "pthread_cond_broadcast"),
-        *("memcpy", "memset", "memmove", "fma", "fmaf"),
+        *("mincore", "memcpy", "memset", "memmove", "fma", "fmaf"),
     )
 )
 

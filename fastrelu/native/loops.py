@@ -1,6 +1,7 @@
 """From the description of a loop to the address of its machine code."""
 
 import ctypes
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -27,9 +28,9 @@ def _runtime() -> None:
 def _parallel_for() -> Source:
     from numba import types
 
-    from fastrelu.kernels.pool import parallel_for
+    from fastrelu.kernels.pool import parallel_for, serial_for
 
-    return parallel_for, types.void(types.intp, types.intp, types.intp)
+    return parallel_for if os.name == "posix" else serial_for, types.void(types.intp, types.intp, types.intp)
 
 
 def _elementwise() -> Source:
