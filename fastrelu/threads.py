@@ -86,9 +86,9 @@ def num_threads(count: int, /) -> Iterator[None]:
     ...     fastrelu.get_num_threads()
     1
     """
-    before = pool.read(pool.LIMIT)
+    before = get_num_threads()
     set_num_threads(count)
     try:
         yield
     finally:
-        pool.write(pool.LIMIT, before)
+        set_num_threads(before)
