@@ -8,10 +8,11 @@ What is said here once holds for all:
 * float16, bfloat16 (of the package ml_dtypes), float32 and float64 give the same type back. The functions that only compare
   and select (`relu`, `relu_derivative`, `relu_backward`) do so for every integer type as well; for the others NumPy's rules
   turn integers into the smallest float that holds them. Any other type is a TypeError, bool included.
-* float16 and bfloat16 are calculated in float32 and rounded once.
+* float16 and bfloat16 are calculated in float32 and rounded once; a float32 `alpha` does not widen them.
 * A NaN is never hidden: it comes out where it went in, and a gradient passes where it stands.
 * Subnormal numbers are kept. No call warns about floating-point errors.
-* The result does not depend on the number of threads, the memory layout, the position in the array, or the processor.
+* The result does not depend on the number of threads, the memory layout, the position in the array, or the processor; of a
+  NaN that was calculated this means only that it is one.
 * ``out`` may be any of the inputs, or overlap them in any way.
 """
 
@@ -289,9 +290,10 @@ def prelu_backward(dy: ArrayLike, x: ArrayLike, alpha: ArrayLike, /) -> tuple[An
     dx : ndarray or scalar
         dy where x > 0 or x is NaN, else alpha * dy.
     dalpha : ndarray or scalar
-        The sum of dy * min(x, 0) over the axes along which `alpha` was broadcast, of the shape and type of `alpha` (float64
-        for an alpha of integers). A NaN in `x` shows in it. Summed in blocks of 256 in the order of the axes, so that the
-        bits depend neither on the memory layout nor on what stands in other channels; halves are summed in float32.
+        The sum of dy * min(x, 0) over the axes along which `alpha` was broadcast, of the shape of `alpha`; of its type if
+        that is a float type, else of that of `dx`. A NaN in `x` shows in it. Summed in blocks of 256 in the order of the
+        axes, so that the bits depend neither on the memory layout nor on what stands in other channels; halves are summed in
+        float32.
 
     Raises
     ------
@@ -309,21 +311,23 @@ def prelu_backward(dy: ArrayLike, x: ArrayLike, alpha: ArrayLike, /) -> tuple[An
     >>> dalpha
     array([-1., -6.])
     """
-    shape = np.shape(x)
+    from fastrelu import ufuncs
+
+    shape, slopes = np.shape(x), np.shape(alpha)
     if np.shape(dy) != shape:
         raise ValueError(f"prelu_backward: dy must have the shape of x, {shape}, not {np.shape(dy)}")
-    if np.broadcast_shapes(shape, np.shape(alpha)) != shape:
-        raise ValueError(f"prelu_backward: alpha must broadcast to the shape of x, {shape}, not {np.shape(alpha)}")
-    dx = leaky_relu_backward(dy, x, alpha)
-    slopes = np.asarray(alpha)
-    share = _prelu_alpha_gradient(dy, x, dtype=np.float32) if dx.dtype.itemsize == 2 else _prelu_alpha_gradient(dy, x)
-    dtype = dx.dtype if slopes.dtype.kind in "iu" or np.isscalar(alpha) else slopes.dtype
-    return dx, sum_to(np.asarray(share), np.shape(alpha)).astype(dtype)[()]
-
-
-@elementwise
-def _prelu_alpha_gradient(dy: ArrayLike, x: ArrayLike, /, out: Any = None, **kwargs: Unpack[UfuncKeywords]) -> Any:
-    """What each element adds to the gradient of alpha: dy * min(x, 0)."""
+    if len(slopes) > len(shape) or any(s not in (1, n) for s, n in zip(slopes[::-1], shape[::-1], strict=False)):
+        raise ValueError(f"prelu_backward: alpha must broadcast to the shape of x, {shape}, not have shape {slopes}")
+    try:
+        dx = ufuncs.prelu_backward(dy, x, alpha)
+        dtype = np.asarray(dx).dtype
+        terms = ufuncs.prelu_alpha_gradient(np.asarray(dy), np.asarray(x), dtype=np.promote_types(dtype, np.float32))
+    except TypeError as error:
+        raise ufuncs.explain(error) from None
+    given = getattr(alpha, "dtype", dtype)
+    total = sum_to(np.asarray(terms), slopes)
+    with np.errstate(all="ignore"):
+        return dx, total.astype(dtype if given.kind in "iu" else given)[()]
 
 
 @elementwise

@@ -9,7 +9,7 @@ A NaN counts as positive: `relu` returns it, and the gradient passes where it st
 from numba.extending import register_jitable
 
 from fastrelu.kernels.functions import exp, expm1, log1p, ratio
-from fastrelu.kernels.vector import absolute, copysign, fma, is_minus, is_positive, is_zero, like, where
+from fastrelu.kernels.vector import absolute, copysign, fma, is_minus, is_negative, is_positive, is_zero, like, where
 
 
 @register_jitable
@@ -29,7 +29,7 @@ def relu_backward(dy, y):
 
 @register_jitable
 def leaky_relu(x, alpha):
-    return where(is_minus(x), alpha * x, x)
+    return where(is_negative(x), alpha * x, x)
 
 
 @register_jitable
@@ -45,7 +45,7 @@ def prelu_alpha_gradient(dy, x):
 
 @register_jitable
 def elu(x, alpha):
-    return where(is_minus(x), alpha * expm1(x)[0], x)
+    return where(is_negative(x), alpha * expm1(x)[0], x)
 
 
 @register_jitable

@@ -7,8 +7,8 @@ AVX2, SSE or NEON. One lane is a vector too, so that a formula serves scalars an
 float16 and bfloat16 lanes are kept as their 16 bits: they can be compared and selected as they are, and kernels that
 calculate convert them to float32 when loading and back when storing.
 
-A comparison instruction raises the floating-point "invalid" flag when it meets a NaN. `is_minus`, `is_zero` and
-`is_positive` look at the bits instead and are quiet.
+A comparison instruction raises the floating-point "invalid" flag when it meets a NaN. `is_minus`,
+`is_negative`, `is_zero` and `is_positive` look at the bits instead and are quiet.
 """
 
 import operator
@@ -224,6 +224,14 @@ def _lower_is_minus(builder, x, value):
     return builder.icmp_signed("<=", _as_integers(builder, x, value), x.bits(x.element.minus_infinity))
 
 
+def _lower_is_negative(builder, x, value):
+    if not x.element.is_float:
+        return _lower_is_minus(builder, x, value)
+    # -0.0 is the lowest signed integer: one less wraps around to the highest.
+    less = builder.sub(_as_integers(builder, x, value), x.bits(1))
+    return builder.icmp_signed("<=", less, x.bits(x.element.minus_infinity - 1))
+
+
 def _lower_is_zero(builder, x, value):
     bits = _as_integers(builder, x, value)
     if x.element.is_float:
@@ -257,6 +265,9 @@ def widened(x: Vector) -> Vector:
 
 is_minus = _unary(lambda x: x.mask, _lower_is_minus)
 """x < 0 or x is -0.0; False for every NaN."""
+
+is_negative = _unary(lambda x: x.mask, _lower_is_negative)
+"""x < 0; False for -0.0 and every NaN."""
 
 is_zero = _unary(lambda x: x.mask, _lower_is_zero)
 """x is +0.0 or -0.0."""

@@ -1,0 +1,19 @@
+"""Options of the benchmarks, and the limit that each result is related to."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.callables import PEERS
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fastrelu")
+    group.addoption("--smoke", action="store_true", help="Only see that everything runs: short arrays, few rounds.")
+    group.addoption("--peers", default="", metavar="LIST", help=f"Time these as well, 'all' or some of {','.join(PEERS)}.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    unknown = set(config.getoption("--peers").split(",")) - {"", "all", *PEERS}
+    if unknown:
+        raise pytest.UsageError(f"--peers: {', '.join(sorted(unknown))} is none of all, {', '.join(PEERS)}")

@@ -1,0 +1,169 @@
+"""Times as ratios: calls are timed in turns in one run, so that whatever slows the machine down slows all of them down.
+
+The limit is measured, not looked up: the fastest of several ways of copying the same number of bytes, in the same turns.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import count, repeat
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from fastrelu.threads import get_num_threads
+
+Call = Callable[[], Any]
+
+# A sample is as many calls as take this long: a thousand times the clock's resolution.
+SAMPLE = 50e-6
+# Samples of one call in one turn; then the next call has its turn.
+TURN = 5e-3
+# Before each turn, in which the threads of the library before stop waiting for more work: they spin for some milliseconds.
+PAUSE = 10e-3
+
+# Below this, handing a copy to threads takes longer than the copy.
+_SMALLEST_PARALLEL_COPY = 1 << 20
+# Stores that bypass the caches pay only where arrays exceed them.
+_SMALLEST_STREAMING_COPY = 8 << 20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that a call takes: the least and the median of the samples, and how many samples there are."""
+
+    minimum: float
+    median: float
+    samples: int
+
+
+def compare(calls: Mapping[str, Call], seconds: float = 1.0, turns: int = 3) -> dict[str, Timing]:
+    """Time several calls in turns.
+
+    Parameters
+    ----------
+    calls : mapping of str to callable
+        Functions without arguments. Each is called at least twice before it is timed, so that it is compiled and its memory
+        is mapped.
+    seconds : float
+        Stop after the turn in which this time is over.
+    turns : int
+        Turns that there are in any case, however long they take.
+
+    Returns
+    -------
+    dict of str to Timing
+        In the order of `calls`.
+
+    Examples
+    --------
+    >>> from fastrelu.measure import compare
+    >>> timings = compare({"short": lambda: sum(range(10)), "long": lambda: sum(range(10000))}, seconds=0.1)
+    >>> timings["short"].minimum < timings["long"].minimum
+    True
+    """
+    end = time.perf_counter() + seconds
+    repeats = {name: _repeats(call) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for turn in count(1):
+        for name in names:
+            samples[name] += _turn(calls[name], repeats[name])
+        if turn >= turns and time.perf_counter() >= end:
+            break
+        names.reverse()  # so that none always runs after the same other
+    return {name: Timing(min(taken), median(taken), len(taken)) for name, taken in samples.items()}
+
+
+def _sample(call: Call, repeats: int) -> float:
+    calls = repeat(None, repeats)
+    start = time.perf_counter()
+    for _ in calls:
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def _repeats(call: Call) -> int:
+    """How many calls make a sample."""
+    call()
+    repeats = 1
+    while (taken := _sample(call, repeats)) * repeats < SAMPLE:
+        repeats = max(2 * repeats, round(SAMPLE / max(taken, 1e-9)))
+    return repeats
+
+
+def _turn(call: Call, repeats: int) -> list[float]:
+    time.sleep(PAUSE)
+    start = time.perf_counter()
+    samples = [_sample(call, repeats)]
+    if time.perf_counter() - start < TURN:
+        samples.clear()  # it had to fetch its data into the caches and to wake its threads
+    while not samples or time.perf_counter() - start < TURN:
+        samples.append(_sample(call, repeats))
+    return samples
+
+
+def copies(source: np.ndarray, target: np.ndarray) -> dict[str, Call]:
+    """Ways of copying one contiguous array to another of the same size: the fastest is what the memory allows.
+
+    Parameters
+    ----------
+    source, target : ndarray
+        Contiguous arrays of the same number of bytes. The calls overwrite `target`.
+
+    Returns
+    -------
+    dict of str to callable
+        For `compare`: `numpy.copyto` and, for long arrays, `fastrelu.stream.copy_streaming`, each on one thread and on as many
+        as `fastrelu.get_num_threads` allows, and PyTorch's ``copy_`` if it is installed. A copy moves ``2 * source.nbytes``
+        bytes. Handing it to threads takes some 10 us, so that for arrays which fit the caches it is a limit for a call, not
+        for the caches.
+    """
+    source, target = source.reshape(-1).view(np.uint8), target.reshape(-1).view(np.uint8)
+    ways: dict[str, Call] = {"copy": partial(np.copyto, target, source)}
+    threads = get_num_threads()
+    if threads > 1 and source.nbytes >= _SMALLEST_PARALLEL_COPY:
+        ways["copy on threads"] = _parallel_copy(np.copyto, target, source, threads)
+    if source.nbytes >= _SMALLEST_STREAMING_COPY:
+        from fastrelu.stream import copy_streaming
+
+        ways["streaming copy"] = partial(copy_streaming, target, source)
+        if threads > 1:
+            ways["streaming copy on threads"] = _parallel_copy(copy_streaming, target, source, threads)
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        ways["copy by torch"] = partial(torch.from_numpy(target).copy_, torch.from_numpy(source))
+    return ways
+
+
+def _parallel_copy(copy: Callable[..., None], target: np.ndarray, source: np.ndarray, threads: int) -> Call:
+    pool = _pool(threads)
+    share = (len(source) // threads + 64) & -64
+    parts = [slice(start, start + share) for start in range(0, len(source), share)]
+    targets, sources = [target[part] for part in parts], [source[part] for part in parts]
+    return lambda: list(pool.map(copy, targets, sources))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
+def bandwidth(timings: Mapping[str, Timing], ways: Mapping[str, Call], nbytes: int) -> float:
+    """GB/s of the fastest of `ways` in `timings`, all of which move `nbytes` bytes."""
+    return nbytes / min(timings[way].minimum for way in ways) / 1e9
+
+
+@cache
+def streaming_limit(nbytes: int, seconds: float = 0.5) -> float:
+    """GB/s of the fastest copy that moves `nbytes` bytes, read and written ones together; measured once in a process."""
+    half = max(nbytes // 2, 1)
+    ways = copies(np.ones(half, np.uint8), np.ones(half, np.uint8))
+    return bandwidth(compare(ways, seconds), ways, 2 * half)

@@ -1,0 +1,220 @@
+"""What ``python -m fastrelu`` prints: what runs on this machine, and how fast beside the libraries that are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+import fastrelu
+from fastrelu import measure, peers
+from fastrelu.native import store, target
+
+OPERATIONS = ("relu", "relu_backward", "tanh", "sigmoid", "elu", "softplus")
+SIZES = (10, 10_000, 1_000_000, 50_000_000)
+SECONDS = 0.15
+"""What one line of the table may take, unless its calls are long."""
+
+Row = tuple[str, ...]
+
+
+def facts() -> dict[str, str]:
+    """What runs here, as names and values.
+
+    Returns
+    -------
+    dict of str to str
+        Versions, processor, threads, caches, devices.
+
+    Examples
+    --------
+    >>> from fastrelu.report import facts
+    >>> facts()["NumPy"] == np.__version__
+    True
+    """
+    return {
+        "fastrelu": fastrelu.__version__,
+        "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "NumPy": np.__version__,
+        "Numba": version("numba"),
+        "llvmlite": version("llvmlite"),
+        **{library: _version(library) for library in peers.PEERS if library != "numpy"},
+        "processor": f"{processor()} (LLVM: {target.cpu_name()})",
+        "vectors": f"{8 * target.vector_bytes()} bits",
+        "threads": f"{fastrelu.get_num_threads()}, in the package's own pool; Numba's threading layer does not matter",
+        "last-level cache": f"{target.last_level_cache() / 2**20:g} MiB",
+        "kernel cache": _kernel_cache(),
+        "CUDA": "no: this version has no kernels for GPUs",
+    }
+
+
+def processor() -> str:
+    """The processor's name as the operating system has it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _version(library: str) -> str:
+    if not peers.available(library):
+        return "not installed"
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "installed, version unknown"
+
+
+def _kernel_cache() -> str:
+    folder = store.folder()
+    if folder is None:
+        return "off: every process compiles its kernels again"
+    try:
+        sizes = [file.stat().st_size for file in folder.iterdir()]
+    except OSError:
+        sizes = []
+    return f"{len(sizes)} kernels, {sum(sizes) / 1024:.0f} KiB in {folder}"
+
+
+def print_facts() -> None:
+    """Print `facts`, a line each."""
+    lines = facts()
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def print_times() -> None:
+    """Measure the operations in float32 beside their peers, for some 20 s, and print a table."""
+    libraries = peers.libraries("float32")
+    header = ("float32", "n", "time", "GB/s", "of limit", *libraries)
+    rows: list[tuple[str, int, Row]] = []
+    failures: dict[str, str] = {}
+    with _progress(len(OPERATIONS) * len(SIZES)) as advance:
+        for size in SIZES:
+            for name in OPERATIONS:
+                advance(f"{name} {quantity(size)}")
+                rows.append((name, size, _times(peers.CASES[name], size, libraries, failures)))
+    rows.sort(key=lambda row: (OPERATIONS.index(row[0]), row[1]))
+    _print_table(header, [cells for _, _, cells in rows])
+    print(
+        "\nTime of one call f(x, out=y). Under a library: how many times as long it takes; below 1.00 it is faster."
+        "\nLimit: GB/s of the fastest plain copy of n numbers, timed in the same turns."
+    )
+    for library, reason in failures.items():
+        print(f"{library} does not work here: {reason}")
+
+
+def _times(case: peers.Case, size: int, libraries: list[str], failures: dict[str, str]) -> Row:
+    arrays = case.operands(size, "float32")
+    out = np.empty_like(arrays[0])
+    calls = case.calls(arrays, out, [])
+    for library in libraries:
+        if library in failures:
+            continue
+        try:
+            call = case.peers[library](arrays, out)
+            if size == SIZES[0]:
+                call()
+        except Exception as error:  # whatever another library raises, this command is not about it
+            failures[library] = f"{case.name}: {error}"
+        else:
+            calls[library] = call
+    ways = measure.copies(arrays[0], out)
+    timings = measure.compare({**calls, **ways}, SECONDS, turns=2)
+    seconds = timings["fastrelu"].minimum
+    speed = case.streams * out.nbytes / seconds / 1e9
+    limit = measure.bandwidth(timings, ways, 2 * out.nbytes)
+    ratios = (f"{timings[name].minimum / seconds:.2f}" if name in timings else "-" for name in libraries)
+    return (case.name, quantity(size), duration(seconds), f"{speed:.3g}", f"{speed / limit:.0%}", *ratios)
+
+
+def quantity(size: int) -> str:
+    """A number of elements, short.
+
+    Examples
+    --------
+    >>> from fastrelu.report import quantity
+    >>> quantity(50_000_000)
+    '50 M'
+    """
+    for unit, factor in (("M", 10**6), ("k", 10**3)):
+        if size % factor == 0 and size >= factor:
+            return f"{size // factor} {unit}"
+    return str(size)
+
+
+def duration(seconds: float) -> str:
+    """A time with three digits and a fitting unit.
+
+    Examples
+    --------
+    >>> from fastrelu.report import duration
+    >>> duration(2.5e-7)
+    '250 ns'
+    """
+    for unit, factor in (("ns", 1e9), ("us", 1e6), ("ms", 1e3)):
+        if seconds * factor < 999.5:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def _has_rich() -> bool:
+    return importlib.util.find_spec("rich") is not None
+
+
+def _print_table(header: Row, rows: list[Row]) -> None:
+    if _has_rich() and sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for i, title in enumerate(header):
+            table.add_column(title, justify="left" if i == 0 else "right", no_wrap=True)
+        first_ratio = header.index("of limit") + 1
+        for row in rows:
+            table.add_row(*row[:first_ratio], *map(_coloured, row[first_ratio:]), end_section=row[1] == rows[-1][1])
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        cells = (f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        print("  ".join((f"{row[0]:<{widths[0]}}", *cells)))
+
+
+def _coloured(ratio: str) -> str:
+    return f"[red]{ratio}[/red]" if ratio != "-" and float(ratio) < 1 else ratio
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Callable[[str], Any]]:
+    """Show on stderr how far the measuring is; yields what is to be called before each step."""
+    if _has_rich() and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = TextColumn("{task.description:<20}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
+        with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("", total=steps, completed=-1)
+            yield lambda text: bar.update(task, description=text, advance=1)
+        return
+    done = 0
+
+    def advance(text: str) -> None:
+        nonlocal done
+        done += 1
+        sys.stderr.write(f"\r{done}/{steps} {text:<20}")
+        sys.stderr.flush()
+
+    yield advance
+    sys.stderr.write(f"\r{'':<40}\r")
