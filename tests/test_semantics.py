@@ -38,7 +38,7 @@ def bits(x: np.ndarray) -> np.ndarray:
 
 
 def outcome(case: Case, x: np.ndarray) -> np.ndarray:
-    """The bits of a result; where it was calculated, of a NaN only that it is one: which of two comes out is nobody's promise."""
+    """The bits of a result; of a calculated NaN only that it is one, since which of two comes out is left open."""
     return bits(x if case.name in SELECTING else np.where(is_nan(x), np.array(np.nan, x.dtype), x))
 
 
