@@ -24,9 +24,10 @@ class _Library(codegen.JITCodeLibrary):
     def _finalize_final_module(self):
         self._finalized = True
 
-    def object_code(self) -> bytes:
+    def optimize(self):
+        """Optimise the module once everything is linked into it, and return it."""
         super()._optimize_final_module()
-        return self._codegen._tm.emit_object(self._final_module)
+        return self._final_module
 
 
 class _Codegen(codegen.JITCPUCodegen):
@@ -48,17 +49,25 @@ def compile_object(source: Callable, name: str, allowed: frozenset[str]) -> byte
     The object does not need Numba to run: it refers to nothing but the symbols in `allowed`. An exception in a kernel
     has nowhere to go, so kernels contain none.
     """
+    module = _module(source, name)
+    unresolved = {f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")}
+    unresolved |= {g.name for g in module.global_variables if g.is_declaration}
+    if unresolved - allowed:
+        raise UnresolvedSymbol(f"{name} refers to {sorted(unresolved - allowed)}")
+    return _codegen()._tm.emit_object(module)
+
+
+@global_compiler_lock
+def compile_assembly(source: Callable, name: str) -> str:
+    """The same as assembly, to look at: a kernel below the machine's limit shows there what it spends its time on."""
+    return _codegen()._tm.emit_assembly(_module(source, name))
+
+
+def _module(source: Callable, name: str):
     context = registry.cpu_target.target_context
     context.refresh()
     with _settings(context):
-        library = _library(context, *source(), name)
-        code = library.object_code()
-    final = library._final_module
-    unresolved = {f.name for f in final.functions if f.is_declaration and not f.name.startswith("llvm.")}
-    unresolved |= {g.name for g in final.global_variables if g.is_declaration}
-    if unresolved - allowed:
-        raise UnresolvedSymbol(f"{name} refers to {sorted(unresolved - allowed)}")
-    return code
+        return _library(context, *source(), name).optimize()
 
 
 @contextmanager
