@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import numpy as np
 from numpy import ndarray
 
+from fastrelu.native.guard import lock
 from fastrelu.operations import OPERATIONS, Operation
 
 P = ParamSpec("P")
@@ -43,10 +44,11 @@ def elementwise(declaration: Callable[P, R]) -> Callable[P, R]:
 
     def bind() -> Any:
         """The ufunc; from then on the function calls it directly."""
-        from fastrelu import ufuncs
+        with lock:
+            from fastrelu import ufuncs
 
-        namespace["ufunc"] = ufunc = getattr(ufuncs, operation.name)
-        return ufunc
+            namespace["ufunc"] = ufunc = getattr(ufuncs, operation.name)
+            return ufunc
 
     def first_use(*operands: Any) -> Any:
         return bind()(*operands)

@@ -1,5 +1,6 @@
 """How many threads one call may use."""
 
+import operator
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,16 +69,25 @@ def set_num_threads(count: int, /) -> None:
     ValueError
         If it is out of range.
     """
-    if isinstance(count, bool) or not hasattr(count, "__index__"):
+    try:
+        number = operator.index(count)
+    except TypeError:
+        number = None
+    if number is None or isinstance(count, bool):
         raise TypeError(f"count must be an integer, not {type(count).__name__}")
-    if not 1 <= count <= pool.MAX_THREADS:
-        raise ValueError(f"count must be 1 to {pool.MAX_THREADS}, not {count}")
-    pool.write(pool.LIMIT, int(count))
+    if not 1 <= number <= pool.MAX_THREADS:
+        raise ValueError(f"count must be 1 to {pool.MAX_THREADS}, not {number}")
+    pool.write(pool.LIMIT, number)
 
 
 @contextmanager
 def num_threads(count: int, /) -> Iterator[None]:
     """Within a ``with`` block, limit the calls of this process to `count` threads.
+
+    Parameters
+    ----------
+    count : int
+        1 to 256, as for `set_num_threads`.
 
     Examples
     --------

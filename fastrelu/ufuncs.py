@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 from numpy._core._exceptions import _UFuncNoLoopError
 
+from fastrelu.native.guard import lock
 from fastrelu.operations import FLOATS, INTEGERS, OPERATIONS, Operation
 from fastrelu.ufunc_maker import Choice, make
 
@@ -20,9 +21,10 @@ _failure = threading.local()
 def __getattr__(name: str) -> Any:
     if name not in OPERATIONS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    ufunc = _make(OPERATIONS[name])
-    # Another thread may have been first; there must be one ufunc only.
-    return globals().setdefault(name, ufunc)
+    with lock:  # another thread may have been first, and there must be one ufunc only
+        if name not in globals():
+            globals()[name] = _make(OPERATIONS[name])
+        return globals()[name]
 
 
 def __dir__() -> list[str]:
@@ -41,7 +43,7 @@ def _fail(reason: BaseException) -> None:
 
 
 def _make(operation: Operation) -> np.ufunc:
-    from fastrelu.native import linker, loops, target
+    from fastrelu.native import loops, target
 
     def choose(operands: tuple[type | None, ...], given: tuple[type | None, ...]) -> Choice:
         prescribed = [t for t in given if t is not None]
@@ -49,7 +51,7 @@ def _make(operation: Operation) -> np.ufunc:
         loop = operation.loop(name, target.vector_bytes())
         return tuple(_dtype(n) for n in loop.dtypes), loops.address_of(loop)
 
-    return make(operation.name, len(operation.inputs), 1, choose, _fail, linker.lock)
+    return make(operation.name, len(operation.inputs), 1, choose, _fail, lock)
 
 
 def _dtype(name: str) -> np.dtype[Any]:

@@ -10,11 +10,12 @@ from numba.extending import register_jitable
 
 from fastrelu.kernels import formulas
 from fastrelu.kernels.memory import (
+    DEFAULT_FLOAT_STATUS,
     constant_words,
     float_status,
     load_operands,
     read_word,
-    restore_float_status,
+    set_float_status,
     size_of,
     smaller,
     steps_are,
@@ -81,7 +82,8 @@ def build(spec: Loop):
     """The loop for `spec` as a Python function, to be compiled with the signature `LOOP`."""
     SIZES = tuple(size_of(ELEMENTS[name]) for name in spec.dtypes)
     SHORT = 2 * spec.grain
-    ARITHMETIC = spec.arithmetic
+    # Also where nothing is calculated: LLVM may turn a look at the bits into a comparison of numbers.
+    FLOAT = any(ELEMENTS[name].is_float for name in spec.dtypes)
     has_parameter = spec.parameter >= 0
     apply = _contiguous(spec, False, False)
     apply_single = _contiguous(spec, True, False) if has_parameter else apply
@@ -93,15 +95,18 @@ def build(spec: Loop):
 
     def loop(context, pointers, dimensions, steps, auxiliary):
         n = read_word(dimensions)
-        status = float_status() if ARITHMETIC else 0
+        status = 0
+        if FLOAT:
+            status = float_status()
+            set_float_status(DEFAULT_FLOAT_STATUS)
         if n < SHORT and are_contiguous(steps):
             apply(pointers, n)
         elif n < SHORT and are_single(steps):
             apply_single(pointers, n)
         else:
             _elementwise(description(), pointers, steps, n)
-        if ARITHMETIC:
-            restore_float_status(status)
+        if FLOAT:
+            set_float_status(status)
         return 0
 
     return loop

@@ -367,6 +367,10 @@ def call_address(typing_context, function, first, second):
     return types.void(types.intp, types.intp, types.intp), codegen
 
 
+# Of x86's MXCSR register: all exceptions masked, no flag set, ties to even, subnormal numbers kept.
+DEFAULT_FLOAT_STATUS = 0x1F80
+
+
 @intrinsic
 def float_status(typing_context):
     """The floating-point control and status register, where the host has one register for both; else 0."""
@@ -382,8 +386,10 @@ def float_status(typing_context):
 
 
 @intrinsic
-def restore_float_status(typing_context, status):
-    """Put back what `float_status` returned, so that a loop leaves the exception flags as it found them."""
+def set_float_status(typing_context, status):
+    """Set that register. A loop begins with the default, since a program may have it flush subnormal numbers, and puts back
+    what it found, so that it leaves the exception flags as they were.
+    """
 
     def codegen(context, builder, sig, args):
         if builder.module.triple.startswith("x86_64"):

@@ -19,6 +19,7 @@ from numba import types
 from numba.extending import register_jitable
 
 from fastrelu.kernels.memory import (
+    DEFAULT_FLOAT_STATUS,
     atomic_add,
     atomic_read,
     atomic_replace,
@@ -26,6 +27,7 @@ from fastrelu.kernels.memory import (
     call_address,
     callback_address,
     read_word,
+    set_float_status,
     smaller,
     spin_pause,
     stack,
@@ -113,6 +115,7 @@ def _await_job(pool, seen):
 @register_jitable
 def _worker(me):
     pool = pool_address()
+    set_float_status(DEFAULT_FLOAT_STATUS)  # else it would be that of the thread which started this one
     seen = 0
     while True:
         state = _await_job(pool, seen)

@@ -25,7 +25,15 @@ class _Library(codegen.JITCodeLibrary):
         self._finalized = True
 
     def optimize(self):
-        """Optimise the module once everything is linked into it, and return it."""
+        """Optimise the module once everything is linked into it, and return it.
+
+        Only the function that the library is named after can be seen from outside. Numba numbers functions in the order in
+        which a process compiles them: objects of two processes would have different functions of the same name.
+        """
+        module = self._final_module
+        for value in (*module.functions, *module.global_variables):
+            if not value.is_declaration and value.name != self.name:
+                value.linkage = "internal"
         super()._optimize_final_module()
         return self._final_module
 

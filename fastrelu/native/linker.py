@@ -4,9 +4,6 @@ A kernel that is cached needs only llvmlite: Numba is not imported.
 """
 
 import ctypes
-import os
-import sys
-import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -14,6 +11,7 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from fastrelu.native import store, target
+from fastrelu.native.guard import lock, uninterrupted
 
 # C functions that the pool calls, and those that LLVM itself may call for an operation that the processor lacks.
 _C_FUNCTIONS = frozenset(
@@ -25,28 +23,7 @@ _C_FUNCTIONS = frozenset(
     )
 )
 
-lock = threading.RLock()
-"""Held while anything is compiled or linked, and by a thread that forks, so that no child inherits half of either."""
-
 _symbols: dict[str, int] = {}
-
-
-def _before_fork() -> None:
-    lock.acquire()
-    compiler_lock = sys.modules.get("numba.core.compiler_lock")
-    if compiler_lock is not None:
-        compiler_lock.global_compiler_lock.acquire()
-
-
-def _after_fork() -> None:
-    compiler_lock = sys.modules.get("numba.core.compiler_lock")
-    if compiler_lock is not None and compiler_lock.global_compiler_lock.is_locked():
-        compiler_lock.global_compiler_lock.release()
-    lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 @cache
@@ -76,16 +53,16 @@ def link(name: str, source: Callable[[], tuple[Callable[..., Any], Any]]) -> int
         Returns the Python function to compile and its Numba signature. Called only if the cache does not have it.
     """
     with lock:
-        if name in _symbols:
-            return _symbols[name]
-        engine = _engine()
-        code = store.read(name)
-        if code is None:
-            from fastrelu.native.compiler import compile_object
+        if name not in _symbols:
+            code = store.read(name)
+            if code is None:
+                with uninterrupted():
+                    from fastrelu.native.compiler import compile_object
 
-            code = compile_object(source, name, _C_FUNCTIONS | _symbols.keys())
-            store.write(name, code)
-        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-        engine.finalize_object()
-        provide(name, engine.get_function_address(name))
+                    code = compile_object(source, name, _C_FUNCTIONS | _symbols.keys())
+                    store.write(name, code)
+            engine = _engine()
+            engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+            engine.finalize_object()
+            provide(name, engine.get_function_address(name))
         return _symbols[name]

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from fastrelu.native import linker, pool, target
+from fastrelu.native.guard import lock
 from fastrelu.operations import Loop
 from fastrelu.threads import default_num_threads
 
@@ -49,6 +50,6 @@ def address_of(loop: Loop) -> int:
 
         return build(loop), LOOP
 
-    with linker.lock:
+    with lock:
         _runtime()
         return linker.link(loop.name, source)

@@ -41,7 +41,7 @@ def root() -> Path | None:
 def _key() -> str:
     digest = hashlib.sha256()
     package = Path(__file__).resolve().parent.parent
-    for source in sorted([*(package / "kernels").glob("*.py"), package / "native" / "compiler.py"]):
+    for source in sorted([*package.glob("kernels/*.py"), *package.glob("native/*.py"), package / "operations.py"]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     digest.update("\n".join((version("numba"), version("llvmlite"), sys.version, target.describe())).encode())
     return digest.hexdigest()[:32]

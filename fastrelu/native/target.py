@@ -8,6 +8,7 @@ from functools import cache
 import llvmlite.binding as llvm
 
 _DEFAULT_LAST_LEVEL_CACHE = 32 << 20
+_COMPILER_SETTINGS = ("NUMBA_OPT", "NUMBA_LOOP_VECTORIZE", "NUMBA_SLP_VECTORIZE", "NUMBA_DEBUGINFO", "NUMBA_BOUNDSCHECK")
 
 
 @cache
@@ -27,7 +28,12 @@ def cpu_name() -> str:
 def cpu_features() -> str:
     """Its instruction sets in LLVM's notation, or what ``NUMBA_CPU_FEATURES`` asks for."""
     asked = os.environ.get("NUMBA_CPU_FEATURES")
-    return llvm.get_host_cpu_features().flatten() if asked is None else asked
+    if asked is not None or cpu_name() == "generic":
+        return asked or ""
+    features = llvm.get_host_cpu_features()
+    if os.environ.get("NUMBA_ENABLE_AVX") == "0":
+        features.update({name: False for name in features if name.startswith("avx")})
+    return str(features.flatten())
 
 
 def has_feature(name: str) -> bool:
@@ -59,5 +65,6 @@ def last_level_cache() -> int:
 
 
 def describe() -> str:
-    """All that the machine code of a kernel depends on, besides its source."""
-    return "\n".join((sys.platform, platform.machine(), cpu_name(), cpu_features()))
+    """All that the machine code of a kernel depends on, besides its source and the compiler."""
+    settings = [f"{name}={os.environ.get(name)}" for name in _COMPILER_SETTINGS]
+    return "\n".join((sys.platform, platform.machine(), cpu_name(), cpu_features(), *settings))

@@ -1,0 +1,47 @@
+"""What an import costs, what it brings along, and what it offers."""
+
+import inspect
+import re
+from importlib.resources import files
+
+import pytest
+
+import fastrelu
+from tests.subprocesses import run
+
+# Prints the top-level modules that the statements add, without Python's own.
+ADDED = """
+import sys
+before = set(sys.modules)
+{statements}
+added = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+print(*sorted(added - sys.stdlib_module_names))
+"""
+CALL = "import fastrelu, numpy; fastrelu.relu(numpy.ones(3, numpy.float32))"
+
+
+def test_import_loads_numpy_only():
+    assert run(ADDED.format(statements="import fastrelu")).split() == ["fastrelu", "numpy"]
+
+
+def test_warm_call_loads_no_compiler():
+    run(CALL)
+    assert run(ADDED.format(statements=CALL)).split() == ["fastrelu", "llvmlite", "numpy"]
+
+
+def test_package_is_marked_as_typed():
+    assert files("fastrelu").joinpath("py.typed").is_file()
+
+
+def documented_parameters(docstring: str) -> list[str]:
+    """The names in the numpydoc section "Parameters"."""
+    section = re.search(r"^Parameters\n-{10}\n(.*?)(?=\n\n\S+\n---|\Z)", docstring, re.MULTILINE | re.DOTALL)
+    lines = section.group(1).splitlines() if section else []
+    entries = [line.partition(" : ")[0] for line in lines if line and not line.startswith(" ")]
+    return [name.strip("* ") for entry in entries for name in entry.split(",")]
+
+
+@pytest.mark.parametrize("name", fastrelu.__all__)
+def test_docstring_names_the_parameters_of_the_signature(name):
+    function = getattr(fastrelu, name)
+    assert documented_parameters(inspect.getdoc(function)) == list(inspect.signature(function).parameters)

@@ -1,0 +1,415 @@
+"""Calls from many threads, the number of threads of a call, and other users of threads in the same process.
+
+What can hang or kill a process runs in a fresh one.
+"""
+
+import _thread
+import atexit
+import importlib.util
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import fastrelu
+import fastrelu.ufuncs
+from fastrelu.operations import FLOATS, OPERATIONS
+from fastrelu.threads import default_num_threads
+from tests.subprocesses import call, run
+
+# More than two parts of every operation, and no multiple of anything.
+LONG = 300_007
+# Those with a formula of their own.
+NAMES = sorted(name for name, operation in OPERATIONS.items() if not operation.formula)
+
+needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="only Linux tells how many threads there are")
+
+
+def result(name: str, dtype: str, size: int = LONG) -> np.ndarray:
+    """The bits that an operation returns for operands of random bits: every exponent, both signs, NaNs."""
+    rng = np.random.default_rng(5)
+    of_type = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    x, y = rng.integers(0, 256, (2, size * of_type.itemsize), np.uint8).view(of_type)
+    operands = {"x": x, "y": y, "dy": x, "alpha": of_type.type(0.25), "at_zero": of_type.type(0.5)}
+    y = getattr(fastrelu.ufuncs, name)(*[operands[i] for i in OPERATIONS[name].inputs])
+    if OPERATIONS[name].arithmetic:
+        y[np.isnan(y)] = np.nan  # which NaN a calculation returns is open
+    return y.view(f"u{of_type.itemsize}")
+
+
+def os_threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+# The number of threads of a call.
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", NAMES)
+def test_bits_are_the_same_for_every_number_of_threads(name, dtype):
+    with fastrelu.num_threads(1):
+        expected = result(name, dtype)
+    for count in (2, 3, 5, 8):
+        with fastrelu.num_threads(count):
+            assert_array_equal(result(name, dtype), expected)
+
+
+@pytest.mark.parametrize("count", [0, -1, 257, 2**70])
+def test_count_out_of_range(count):
+    with fastrelu.num_threads(3):
+        with pytest.raises(ValueError, match="1 to 256"):
+            fastrelu.set_num_threads(count)
+        with pytest.raises(ValueError, match="1 to 256"), fastrelu.num_threads(count):
+            pass
+        assert fastrelu.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("count", [None, True, 2.0, "2", np.float32(2), np.array(2.5), np.array([1, 2])], ids=repr)
+def test_count_is_no_integer(count):
+    with fastrelu.num_threads(3):
+        with pytest.raises(TypeError, match="count must be an integer"):
+            fastrelu.set_num_threads(count)
+        assert fastrelu.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("count", [1, 256, np.int8(2), np.uint64(2)], ids=repr)
+def test_count_is_set(count):
+    with fastrelu.num_threads(3):
+        fastrelu.set_num_threads(count)
+        assert fastrelu.get_num_threads() == count
+        result("relu", "float32")
+
+
+def test_num_threads_nests_and_survives_exceptions():
+    with fastrelu.num_threads(3):
+        with fastrelu.num_threads(5):
+            assert fastrelu.get_num_threads() == 5
+            with pytest.raises(ZeroDivisionError), fastrelu.num_threads(7):
+                1 / 0  # noqa: B018
+            assert fastrelu.get_num_threads() == 5
+        assert fastrelu.get_num_threads() == 3
+
+
+@pytest.mark.parametrize(
+    ("ours", "openmp", "expected"),
+    [
+        ("3", "5", 3),
+        ("3", None, 3),
+        (None, "5", 5),
+        (None, "5,2", 5),
+        ("0", "5", 5),
+        ("-1", "5", 5),
+        ("many", "5", 5),
+        ("", "5", 5),
+        ("100000", None, 256),
+    ],
+)
+def test_environment(monkeypatch, ours, openmp, expected):
+    for name, value in (("FASTRELU_NUM_THREADS", ours), ("OMP_NUM_THREADS", openmp)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert default_num_threads() == expected
+
+
+def environment_counts():
+    before = os_threads()
+    assert fastrelu.get_num_threads() == 4
+    result("relu", "float32")
+    assert fastrelu.get_num_threads() == 4
+    assert os_threads() == before + 3
+
+
+@needs_proc
+def test_environment_counts_in_calls():
+    call(environment_counts, env={"FASTRELU_NUM_THREADS": "4"})
+
+
+def first_use_within_num_threads():
+    before = os_threads()
+    with fastrelu.num_threads(1):
+        result("relu", "float32")
+        assert os_threads() == before
+    result("relu", "float32")
+    assert os_threads() == before + 3
+
+
+@needs_proc
+def test_first_use_within_num_threads():
+    # What was in force before the block counts again after it, also when the block saw the first call of the process.
+    call(first_use_within_num_threads, env={"FASTRELU_NUM_THREADS": "4"})
+
+
+def affinity_counts():
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    assert fastrelu.get_num_threads() == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_affinity():
+    call(affinity_counts, env={"FASTRELU_NUM_THREADS": None, "OMP_NUM_THREADS": None})
+
+
+# Many callers.
+
+
+def first_use_from_many_threads():
+    sys.setswitchinterval(1e-6)  # a thread is interrupted wherever it can be
+    callers = 8
+    barrier = threading.Barrier(callers)
+
+    def work(_):
+        results = []
+        for name in NAMES:
+            for dtype in FLOATS:
+                barrier.wait(30)
+                results.append(result(name, dtype, 5000))
+        return results
+
+    with ThreadPoolExecutor(callers) as threads:
+        results = list(threads.map(work, range(callers)))
+    expected = [result(name, dtype, 5000) for name in NAMES for dtype in FLOATS]
+    for one in results:
+        for a, b in zip(one, expected, strict=True):
+            assert_array_equal(a, b)
+
+
+def test_first_use_from_many_threads_at_once():
+    call(first_use_from_many_threads, timeout=120)
+
+
+def eight_callers_of_the_pool():
+    names = ("relu", "relu_backward", "tanh", "leaky_relu")
+    with fastrelu.num_threads(1):
+        expected = {name: result(name, "float32") for name in names}
+    stop = threading.Event()
+
+    def change_limit():
+        count = 0
+        while not stop.is_set():
+            fastrelu.set_num_threads(1 + count % 6)
+            count += 1
+            time.sleep(1e-4)
+
+    def work(number):
+        for turn in range(40):
+            name = names[(number + turn) % len(names)]
+            assert_array_equal(result(name, "float32"), expected[name])
+
+    changer = threading.Thread(target=change_limit)
+    changer.start()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(8)))
+    stop.set()
+    changer.join()
+
+
+def test_eight_callers_of_the_pool_while_its_limit_changes():
+    call(eight_callers_of_the_pool, timeout=120)
+
+
+def workers_block_signals():
+    before = set(os.listdir("/proc/self/task"))
+    with fastrelu.num_threads(4):
+        result("relu", "float32")
+    workers = set(os.listdir("/proc/self/task")) - before
+    assert len(workers) == 3
+    for worker in workers:
+        with open(f"/proc/self/task/{worker}/status") as file:
+            blocked = next(int(line.split()[1], 16) for line in file if line.startswith("SigBlk"))
+        # A worker that took a signal would take it from a thread of the program that waits for it.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGUSR1, signal.SIGCHLD):
+            assert blocked >> (number - 1) & 1
+
+
+@needs_proc
+def test_workers_block_signals():
+    call(workers_block_signals)
+
+
+# Other users of threads.
+
+
+def beside_numba(layer):
+    import numba
+
+    @numba.njit(parallel=True)
+    def total(x):
+        s = 0
+        for i in numba.prange(len(x)):
+            s += min(x[i], 3)
+        return s
+
+    integers = np.arange(100_000) % 7
+    launch = True
+    if layer == "tbb" and importlib.util.find_spec("tbb") is None:
+        launch = False  # Numba raises; that must not matter here
+        with pytest.raises(ValueError, match="threading layer"):
+            total(integers)
+    stop = threading.Event()
+
+    def parallel():
+        while not stop.is_set():
+            # Only this thread: workqueue aborts the process when two call it.
+            assert total(integers) == np.minimum(integers, 3).sum()
+
+    user = ThreadPoolExecutor(1).submit(parallel if launch else stop.wait)
+    with fastrelu.num_threads(1):
+        expected = result("tanh", "float32")
+    with ThreadPoolExecutor(3) as threads:
+        for x in threads.map(lambda _: result("tanh", "float32"), range(30)):
+            assert_array_equal(x, expected)
+    stop.set()
+    user.result()
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "omp", "tbb"])
+def test_numba_threads_at_the_same_time(layer):
+    call(beside_numba, layer, env={"NUMBA_THREADING_LAYER": layer})
+
+
+def beside_numba_compiler():
+    import numba
+
+    # Both compile the same of Numba's own functions, in both orders.
+    @numba.njit
+    def before(x, n):
+        return min(x.max(), 2.5) + max(n, 3) + np.clip(x, 0, 1).sum() + x[:n].mean()
+
+    @numba.njit
+    def after(x, n):
+        return abs(x.min()) + np.sort(x)[n] + x.reshape(5, -1).sum()
+
+    x = np.linspace(-1, 4, 100)
+    assert before(x, 10) == pytest.approx(before.py_func(x, 10))
+    thread = threading.Thread(target=after, args=(x, 7))
+    thread.start()
+    assert_array_equal(fastrelu.relu(x), np.where(x > 0, x, 0))
+    thread.join()
+    assert after(x, 7) == pytest.approx(after.py_func(x, 7))
+    assert before(x.astype(np.float32), 10) == pytest.approx(before.py_func(x, 10), rel=1e-5)
+    assert_array_equal(fastrelu.relu(-x), np.where(x < 0, -x, 0))
+
+
+def test_numba_compiles_at_the_same_time():
+    call(beside_numba_compiler, env={"FASTRELU_CACHE_DIR": "off"})
+
+
+def beside_torch():
+    import torch
+
+    torch.set_num_threads(3)
+    x = torch.linspace(-1, 1, LONG)
+    expected = torch.clamp(x, min=0).numpy()
+    with fastrelu.num_threads(4):
+        for _ in range(10):
+            assert_array_equal(fastrelu.relu(x.numpy()), torch.relu(x).numpy())
+    assert_array_equal(torch.relu(x).numpy(), expected)
+    assert torch.get_num_threads() == 3
+
+
+def test_torch_keeps_its_threads():
+    pytest.importorskip("torch")
+    call(beside_torch)
+
+
+def beside_torch_that_flushes():
+    import torch
+
+    expected = {(name, size): result(name, "float32", size) for name in NAMES for size in (50, LONG)}
+    # Sets the flush-to-zero mode of this thread, and of no worker of the pool.
+    assert torch.set_flush_denormal(True)
+    for (name, size), bits in expected.items():
+        assert_array_equal(result(name, "float32", size), bits, err_msg=name)
+    # The caller's mode is as it was.
+    assert torch.tensor([1e-38]).mul(0.5).item() == 0
+
+
+def test_subnormal_numbers_are_kept_when_torch_flushes_them():
+    pytest.importorskip("torch")
+    call(beside_torch_that_flushes)
+
+
+# Interrupts.
+
+
+class Interrupt:
+    """Sends a KeyboardInterrupt a while after a module is first asked for."""
+
+    def __init__(self, module: str, delay: float):
+        self.module, self.delay = module, delay
+
+    def find_spec(self, name, path=None, target=None):
+        if name == self.module:
+            self.module = ""
+            if self.delay == 0:
+                _thread.interrupt_main()
+            else:
+                threading.Timer(self.delay, _thread.interrupt_main).start()
+
+
+def interrupted(module, delay):
+    x = np.array([-1, 2, 3], np.float32)
+    sys.meta_path.insert(0, Interrupt(module, delay))
+    with pytest.raises(KeyboardInterrupt):
+        fastrelu.relu(x), time.sleep(30)  # the call may be finished by then; the interrupt must not be lost
+    assert fastrelu.relu(x).tolist() == [0, 2, 3]
+    assert fastrelu.tanh(np.zeros(3)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("module", "delay"),
+    [
+        ("numba.core.cpu", 0),
+        ("fastrelu.kernels.vector", 0),
+        # Numba's registration of its own functions comes next, and then the compilation.
+        ("numba.cpython.slicing", 0),
+        ("fastrelu.native.compiler", 0.3),
+        ("fastrelu.native.compiler", 0.9),
+    ],
+)
+def test_interrupt_of_the_first_use(module, delay):
+    call(interrupted, module, delay, env={"FASTRELU_CACHE_DIR": "off"})
+
+
+# The end of the process.
+
+
+def daemons_at_exit():
+    for size in (10, 1000, LONG):
+        for name in ("relu", "tanh"):
+
+            def forever(name=name, size=size):
+                while True:
+                    result(name, "float32", size)
+
+            threading.Thread(target=forever, daemon=True).start()
+    time.sleep(0.2)
+
+
+def test_daemon_threads_call_when_the_process_ends():
+    call(daemons_at_exit)
+
+
+def last_words():
+    print(fastrelu.relu(np.float32(3)), result("relu", "float32").size)
+
+
+def calls_at_exit():
+    atexit.register(last_words)
+
+
+def test_first_call_at_exit():
+    assert call(calls_at_exit) == f"3.0 {LONG}\n"
+
+
+def test_first_call_at_exit_with_an_empty_cache():
+    code = "import atexit, fastrelu; atexit.register(lambda: print(fastrelu.relu(3)))"
+    assert run(code, env={"FASTRELU_CACHE_DIR": "off"}) == "3\n"
