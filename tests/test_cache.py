@@ -18,7 +18,6 @@ import fastrelu
 from fastrelu.native import store
 from tests.subprocesses import ROOT, call, run
 
-
 needs_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="a feature of x86 processors")
 
 

@@ -1,0 +1,154 @@
+"""Processes that fork: children and grandchildren calculate right, and none hangs or dies."""
+
+import concurrent.futures
+import multiprocessing
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import fastrelu
+import fastrelu.ufuncs
+from tests.subprocesses import call
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+SMALL, LARGE = 100, 1_500_000  # a caller's own work, and work for the pool
+FOUR = {"FASTRELU_NUM_THREADS": "4"}
+
+
+def is_right(dtype="float32") -> bool:
+    for size in (SMALL, LARGE):
+        x = (np.arange(size) % 100 - 50).astype(dtype)
+        if not (fastrelu.relu(x) == np.where(x > 0, x, 0)).all():
+            return False
+    return True
+
+
+def start_child(job) -> int:
+    """Fork; the child ends with status 0 if `job` returns true."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = 0 if job() else 1
+        finally:
+            os._exit(status)
+    return child
+
+
+def ended_well(child: int) -> bool:
+    return os.waitpid(child, 0)[1] == 0
+
+
+def fork_then_fork():
+    assert is_right()
+
+    def child():
+        return is_right() and ended_well(start_child(is_right)) and is_right("float64")
+
+    assert ended_well(start_child(child))
+    # The parent is as before.
+    assert is_right()
+    assert is_right("float64")
+
+
+def test_child_and_grandchild_after_use():
+    call(fork_then_fork, env=FOUR)
+
+
+def fork_before_use():
+    assert ended_well(start_child(is_right))
+    assert is_right()
+
+
+def test_child_before_use():
+    call(fork_before_use, env=FOUR)
+
+
+def child_has_threads():
+    def threads_started():
+        before = len(os.listdir("/proc/self/task"))
+        return is_right() and len(os.listdir("/proc/self/task")) == before + 3
+
+    assert is_right()
+    assert ended_well(start_child(threads_started))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="only Linux tells how many threads there are")
+def test_child_has_a_pool_of_its_own():
+    call(child_has_threads, env=FOUR)
+
+
+def fork_while_others_calculate():
+    assert is_right()
+    stop = threading.Event()
+    wrong = []
+
+    def work():
+        while not stop.is_set():
+            if not is_right():
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    # The pool is busy, or being set up, in any state, when a child gets a copy of it.
+    assert all(ended_well(start_child(is_right)) for _ in range(60))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_sixty_children_while_other_threads_calculate():
+    call(fork_while_others_calculate, env=FOUR, timeout=120)
+
+
+def fork_while_another_thread_compiles(delay):
+    threads = [threading.Thread(target=is_right, args=(dtype,)) for dtype in ("float32", "float64")]
+    for thread in threads:
+        thread.start()
+    time.sleep(delay)
+    child = start_child(lambda: is_right("int32"))
+    for thread in threads:
+        thread.join()
+    assert ended_well(child)
+    assert is_right("float32")
+    assert is_right("float64")
+
+
+# While Python imports the linker, while it imports Numba, and while Numba compiles.
+@pytest.mark.parametrize("delay", [0, 0.01, 0.05, 0.2, 0.8])
+def test_child_while_another_thread_compiles(delay):
+    call(fork_while_another_thread_compiles, delay, env={"FASTRELU_CACHE_DIR": "off"}, timeout=30)
+
+
+def map_in_processes(method):
+    x = [np.linspace(-1, 1, size, dtype=np.float32) for size in (SMALL, LARGE, SMALL, LARGE)]
+    expected = [fastrelu.relu(a) for a in x]
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        for function in (fastrelu.relu, fastrelu.ufuncs.relu):
+            for a, b in zip(pool.map(function, x), expected, strict=True):
+                assert_array_equal(a, b)
+    assert_array_equal(fastrelu.relu(x[1]), expected[1])
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_multiprocessing_pool(method):
+    call(map_in_processes, method, env=FOUR)
+
+
+def executor():
+    x = np.linspace(-1, 1, LARGE)
+    expected = fastrelu.tanh(x)
+    with concurrent.futures.ProcessPoolExecutor(2) as processes:
+        for y in processes.map(fastrelu.tanh, [x] * 4):
+            assert_array_equal(y, expected)
+
+
+def test_process_pool_executor():
+    call(executor, env=FOUR)

@@ -1,0 +1,101 @@
+"""Narrower vectors than this machine has: another compilation of the same source gives the same bits."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from fastrelu import ufuncs
+from fastrelu.native import target
+from fastrelu.operations import OPERATIONS
+from tests.subprocesses import call, run
+
+# Settings under which the package is compiled for fewer instructions, and the width of the vectors that then remain.
+TARGETS = {
+    "avx2": ({"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c"}, 32),
+    "sse4": ({"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse4.2"}, 16),
+    "generic": ({"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": None}, 16),
+    "no_avx": ({"NUMBA_ENABLE_AVX": "0"}, 16),
+}
+
+pytestmark = pytest.mark.skipif(not target.has_feature("avx2"), reason="only the features of x86 processors are varied")
+
+
+def digests(*names: str) -> dict[str, str]:
+    """Of each operation and dtype, the digest of its results: all lengths of a few vectors, and an array for the pool."""
+    found = {}
+    for name in names:
+        operation, function = OPERATIONS[name], getattr(ufuncs, name)
+        for dtype in operation.dtypes:
+            kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+            rng = np.random.default_rng(7)
+            digest = hashlib.sha256()
+            for size in (*range(71), 70_001):
+                # Random bits: every exponent, both signs, subnormals, infinities, NaNs.
+                bits = rng.integers(0, 256, (len(operation.inputs), (size + 1) * kind.itemsize), np.uint8)
+                operands = [row.view(kind)[:size] for row in bits]
+                results = [function(*operands)]
+                if operation.parameter >= 0:
+                    results.append(function(*operands[:-1], bits[-1].view(kind)[-1]))
+                for result in results:
+                    if operation.arithmetic:
+                        result[np.isnan(result)] = np.nan  # which NaN a calculation returns is open
+                    digest.update(result.tobytes())
+            found[f"{name} {dtype}"] = digest.hexdigest()
+    return found
+
+
+def print_digests(*names):
+    print(digests(*names))
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> dict[str, str]:
+    """What processes compiled for other targets print."""
+    with ThreadPoolExecutor(2) as pool:
+        outputs = pool.map(lambda to: call(print_digests, *OPERATIONS, env=TARGETS[to][0], timeout=300), ("avx2", "sse4"))
+        return dict(zip(("avx2", "sse4"), outputs, strict=True))
+
+
+@pytest.mark.parametrize("to", ["avx2", "sse4"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_bits_are_the_same(elsewhere, name, to):
+    here = digests(name)
+    assert here.items() <= eval(elsewhere[to]).items()
+
+
+# Without its own instructions for fused multiply-adds and float16, a processor calls functions of the C library.
+@pytest.mark.parametrize("to", ["generic", "no_avx"])
+def test_target_without_fma_and_f16c(to):
+    names = ("softplus_backward", "relu")
+    environment = {**TARGETS[to][0], "FASTRELU_CACHE_DIR": "off"}
+    assert eval(call(print_digests, *names, env=environment)) == digests(*names)
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_vectors_have_the_width_of_the_target(to):
+    code = "from fastrelu.native import target; print(target.vector_bytes())"
+    assert int(run(code, env=TARGETS[to][0])) == TARGETS[to][1]
+
+
+def compare_with_numba():
+    from numba.core.registry import cpu_target
+
+    codegen = cpu_target.target_context.codegen()
+    assert codegen._get_host_cpu_name() == target.cpu_name()
+    # What the processor lacks may be left out of one of them.
+    ours, numbas = ({f for f in text.split(",") if f.startswith("+")} for text in (target.cpu_features(), codegen._tm_features))
+    assert ours == numbas
+
+
+@pytest.mark.parametrize("to", ["this_machine", *TARGETS])
+def test_numba_compiles_for_the_same_target(to):
+    call(compare_with_numba, env=TARGETS[to][0] if to in TARGETS else None)
+
+
+def test_disabled_jit():
+    # The setting is for a program's own functions, to debug them as Python; kernels exist as machine code only.
+    environment = {"NUMBA_DISABLE_JIT": "1", "FASTRELU_CACHE_DIR": "off"}
+    assert eval(call(print_digests, "tanh", env=environment)) == digests("tanh")
