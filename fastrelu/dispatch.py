@@ -26,7 +26,7 @@ def {name}({parameters}, out=None, **kwargs):
         if type({first}) is ndarray and not kwargs:
             if out is None:
                 return ufunc({operands})
-            if type(out) is ndarray:
+            if out is not ... and type(out) is not tuple:
                 return ufunc({operands}, out)
         return general(({operands},), out, kwargs)
     except TypeError as error:

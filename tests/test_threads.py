@@ -387,6 +387,21 @@ def test_interrupt_of_the_first_use(module, delay):
     call(interrupted, module, delay, env={"FASTRELU_CACHE_DIR": "off"})
 
 
+def alarmed(delay):
+    x = np.array([-1, 2, 3], np.float32)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, delay)
+    with pytest.raises(KeyboardInterrupt):
+        fastrelu.relu(x), time.sleep(30)
+    assert fastrelu.relu(x).tolist() == [0, 2, 3]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no alarm here")
+@pytest.mark.parametrize("delay", [0.12, 0.3, 0.8])
+def test_handler_of_another_signal_raises_during_the_first_use(delay):
+    call(alarmed, delay, env={"FASTRELU_CACHE_DIR": "off"})
+
+
 # The end of the process.
 
 

@@ -5,17 +5,18 @@
 ``stream``  the same with stores that bypass the caches
 """
 
+from dataclasses import replace
+
 from numba import types
 from numba.extending import register_jitable
 
 from fastrelu.kernels import formulas
 from fastrelu.kernels.memory import (
-    DEFAULT_FLOAT_STATUS,
     constant_words,
-    float_status,
+    enter_default_float_status,
+    leave_float_status,
     load_operands,
     read_word,
-    set_float_status,
     size_of,
     smaller,
     steps_are,
@@ -40,7 +41,8 @@ _elementwise = types.ExternalFunction(ELEMENTWISE, types.void(types.intp, types.
 
 def _contiguous(spec: Loop, single: bool, streaming: bool):
     """The function (pointers, n) for contiguous operands; with `single` the parameter is one value for all."""
-    elements = [ELEMENTS[name] for name in spec.dtypes]
+    # LLVM may turn a look at the bits of a float into a comparison of numbers, which raises flags and minds modes.
+    elements = [replace(ELEMENTS[name], as_bits=not spec.arithmetic) for name in spec.dtypes]
     inputs = [(element, single and i == spec.parameter) for i, element in enumerate(elements[:-1])]
     wide, output = spec.arithmetic, elements[-1]
     LANES = UNROLL * spec.vector_bytes // max(4 if wide and e.is_half else size_of(e) for e in elements)
@@ -82,8 +84,7 @@ def build(spec: Loop):
     """The loop for `spec` as a Python function, to be compiled with the signature `LOOP`."""
     SIZES = tuple(size_of(ELEMENTS[name]) for name in spec.dtypes)
     SHORT = 2 * spec.grain
-    # Also where nothing is calculated: LLVM may turn a look at the bits into a comparison of numbers.
-    FLOAT = any(ELEMENTS[name].is_float for name in spec.dtypes)
+    ARITHMETIC = spec.arithmetic
     has_parameter = spec.parameter >= 0
     apply = _contiguous(spec, False, False)
     apply_single = _contiguous(spec, True, False) if has_parameter else apply
@@ -96,17 +97,16 @@ def build(spec: Loop):
     def loop(context, pointers, dimensions, steps, auxiliary):
         n = read_word(dimensions)
         status = 0
-        if FLOAT:
-            status = float_status()
-            set_float_status(DEFAULT_FLOAT_STATUS)
+        if ARITHMETIC:
+            status = enter_default_float_status()
         if n < SHORT and are_contiguous(steps):
             apply(pointers, n)
         elif n < SHORT and are_single(steps):
             apply_single(pointers, n)
         else:
             _elementwise(description(), pointers, steps, n)
-        if FLOAT:
-            set_float_status(status)
+        if ARITHMETIC:
+            leave_float_status(status)
         return 0
 
     return loop

@@ -135,13 +135,13 @@ def _expm1(x):
         return None
     c = _CONSTANTS[x.element.name]
     tail = polynomial(c.expm1_tail)
-    log2_e, ln2, ln2_low, lowest, shift = c.log2_e, c.ln2, c.ln2_low, c.expm1_lowest, c.round_shift
+    log2_e, ln2, lowest, shift = c.log2_e, c.ln2, c.expm1_lowest, c.round_shift
 
     def implementation(x):
         x = maximum(lowest, x)
         shifted = fma(x, log2_e, shift)
-        n = shifted - shift
-        r = fma(n, -ln2_low, fma(n, -ln2, x))
+        # One step of reduction is enough: its error is |n| * ln2_low, and 2**n scales it down.
+        r = fma(shifted - shift, -ln2, x)
         power = power_of_two(shifted)
         small, large = fma(r * r, tail(r), r), power - 1.0
         total = fma(power, small, large)

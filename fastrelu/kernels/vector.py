@@ -31,6 +31,7 @@ class Element:
     name: str
     kind: str
     bits: int
+    as_bits: bool = False  # a float whose lanes are kept as integers: what is only compared and selected needs no more
 
     @property
     def is_half(self) -> bool:
@@ -48,7 +49,7 @@ class Element:
     @property
     def llvm(self) -> ir.Type:
         """The type of a lane, and of the element in memory."""
-        if self.kind != "f" or self.is_half:
+        if self.kind != "f" or self.is_half or self.as_bits:
             return self.integer
         return ir.FloatType() if self.bits == 32 else ir.DoubleType()
 
@@ -78,7 +79,7 @@ class Vector(types.Type):
 
     def __init__(self, element: Element, lanes: int):
         self.element, self.lanes = element, lanes
-        super().__init__(f"Vector({element.name}, {lanes})")
+        super().__init__(f"Vector({element}, {lanes})")  # Numba tells types apart by their names
 
     @property
     def llvm(self) -> ir.VectorType:
@@ -126,10 +127,10 @@ def _spread_number(context, builder, number, vector, value):
         integer = context.cast(builder, value, number, types.int64)
         return splat(builder, integer if element.bits == 64 else builder.trunc(integer, element.llvm), lanes)
     real = context.cast(builder, value, number, types.float64)
-    if element.bits == 64:
-        return splat(builder, real, lanes)
-    spread = splat(builder, builder.fptrunc(real, ir.FloatType()), lanes)
-    return half.narrow(builder, spread, element.name) if element.is_half else spread
+    spread = splat(builder, real if element.bits == 64 else builder.fptrunc(real, ir.FloatType()), lanes)
+    if element.is_half:
+        return half.narrow(builder, spread, element.name)
+    return builder.bitcast(spread, vector.llvm)
 
 
 def _vector_of(*kinds) -> Vector | None:

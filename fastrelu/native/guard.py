@@ -1,12 +1,12 @@
-"""One lock around everything that must not be cut in half: by another thread, by a fork, by Ctrl-C."""
+"""One lock around everything that must not be cut in half: by another thread, by a fork, by a signal."""
 
 import os
-import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+R = TypeVar("R")
 
 lock = threading.RLock()
 """Held while modules are imported late, and while anything is compiled or linked. A thread that forks takes it first, so that
@@ -35,22 +35,34 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait until the end of the block, and then reach the program.
+def uninterrupted(function: Callable[[], R]) -> R:
+    """Call `function` in a thread of its own and wait for its end; what interrupts the wait is raised then.
 
-    An import of Numba that is interrupted leaves modules behind with which the next one fails. Only the main thread is ever
-    interrupted.
+    Ctrl-C, or any signal handler that raises, would else cut an import of Numba in half, and leave modules behind with which
+    the next import fails.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield
-        return
-    arrived = []
-    signal.signal(signal.SIGINT, lambda number, frame: arrived.append(number))
+    results: list[R] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if arrived:
-            signal.raise_signal(signal.SIGINT)
+        thread.start()
+    except RuntimeError:  # no thread can be started while the interpreter shuts down
+        return function()
+    interruption = None
+    while thread.is_alive():
+        try:
+            thread.join()
+        except BaseException as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
+    if errors:
+        raise errors[0]
+    return results[0]

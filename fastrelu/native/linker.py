@@ -42,6 +42,14 @@ def provide(name: str, address: int) -> None:
     llvm.add_symbol(name, address)
 
 
+def _compile(name: str, source: Callable[[], tuple[Callable[..., Any], Any]]) -> bytes:
+    from fastrelu.native.compiler import compile_object
+
+    code: bytes = compile_object(source, name, _C_FUNCTIONS | _symbols.keys())
+    store.write(name, code)
+    return code
+
+
 def link(name: str, source: Callable[[], tuple[Callable[..., Any], Any]]) -> int:
     """The address of the C function `name`.
 
@@ -54,13 +62,7 @@ def link(name: str, source: Callable[[], tuple[Callable[..., Any], Any]]) -> int
     """
     with lock:
         if name not in _symbols:
-            code = store.read(name)
-            if code is None:
-                with uninterrupted():
-                    from fastrelu.native.compiler import compile_object
-
-                    code = compile_object(source, name, _C_FUNCTIONS | _symbols.keys())
-                    store.write(name, code)
+            code = store.read(name) or uninterrupted(lambda: _compile(name, source))
             engine = _engine()
             engine.add_object_file(llvm.ObjectFileRef.from_data(code))
             engine.finalize_object()

@@ -21,7 +21,7 @@ def _runtime() -> None:
     if pool.read(pool.LIMIT) == 0:
         pool.write(pool.LIMIT, default_num_threads())
     pool.write(pool.CACHE, target.last_level_cache())
-    linker.provide(pool.POOL, ctypes.addressof(pool.memory()))
+    linker.provide(pool.POOL, ctypes.addressof(pool.memory))
     linker.link(pool.PARALLEL_FOR, _parallel_for)
     linker.link(pool.ELEMENTWISE, _elementwise)
 

@@ -4,7 +4,6 @@ Importing this module needs neither Numba nor llvmlite. `fastrelu.kernels.pool` 
 """
 
 import ctypes
-from functools import cache
 
 # Names of the compiled functions and of the memory itself, as kernels refer to them.
 POOL = "fastrelu_pool"
@@ -29,19 +28,21 @@ RANGES = 1024  # for each thread that takes part: next part, end of its own part
 _SIZE = RANGES + 64 * MAX_THREADS
 
 
-@cache
-def memory() -> ctypes.Array[ctypes.c_int64]:
-    """The block, zero at first, aligned to a cache line, and never freed: threads look at it until the process ends."""
+def _allocate() -> ctypes.Array[ctypes.c_int64]:
     raw = ctypes.create_string_buffer(_SIZE + 64)
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(raw))
     return (ctypes.c_int64 * (_SIZE // 8)).from_buffer(raw, -ctypes.addressof(raw) % 64)
 
 
+memory = _allocate()
+"""The block, zero at first, aligned to a cache line, and never freed: threads look at it until the process ends."""
+
+
 def read(offset: int) -> int:
     """The word at `offset`."""
-    return int(memory()[offset // 8])
+    return int(memory[offset // 8])
 
 
 def write(offset: int, value: int) -> None:
     """Set the word at `offset`."""
-    memory()[offset // 8] = value
+    memory[offset // 8] = value

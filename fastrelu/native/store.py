@@ -23,13 +23,17 @@ _warned = False
 
 
 def root() -> Path | None:
-    """The folder of all caches: ``FASTRELU_CACHE_DIR``, or the user's cache folder; None if that variable is ``off``."""
+    """The folder of all caches: ``FASTRELU_CACHE_DIR``, or the user's cache folder; None if the variable is
+    ``off``, or if there is no home folder.
+    """
     asked = os.environ.get("FASTRELU_CACHE_DIR")
     if asked == "off":
         return None
     if asked:
         return Path(asked)
     home = Path(os.path.expanduser("~"))
+    if not home.is_absolute():  # there is no home folder
+        return None
     if sys.platform == "darwin":
         return home / "Library" / "Caches" / "fastrelu"
     if sys.platform == "win32":
@@ -63,7 +67,12 @@ def read(name: str) -> bytes | None:
     except OSError:
         return None
     checksum, payload = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
-    return payload if payload and hashlib.sha256(payload).digest() == checksum else None
+    return payload if payload and _checksum(name, payload) == checksum else None
+
+
+def _checksum(name: str, payload: bytes) -> bytes:
+    """Of the content under its own name: a file must not be taken for another."""
+    return hashlib.sha256(name.encode() + b"\0" + payload).digest()
 
 
 def write(name: str, payload: bytes) -> None:
@@ -76,7 +85,7 @@ def write(name: str, payload: bytes) -> None:
         where.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=where, delete=False) as file:
             temporary = file.name
-            file.write(hashlib.sha256(payload).digest() + payload)
+            file.write(_checksum(name, payload) + payload)
         os.replace(temporary, where / name)
     except OSError as error:
         if temporary is not None:
