@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from fastrelu.dispatch import elementwise
-from fastrelu.sums import sum_to
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
@@ -312,6 +311,7 @@ def prelu_backward(dy: ArrayLike, x: ArrayLike, alpha: ArrayLike, /) -> tuple[An
     array([-1., -6.])
     """
     from fastrelu import ufuncs
+    from fastrelu.sums import sum_to
 
     shape, slopes = np.shape(x), np.shape(alpha)
     if np.shape(dy) != shape:

@@ -13,7 +13,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Loop:
     """What a loop is compiled for.
 
@@ -46,7 +46,7 @@ class Loop:
         return f"fastrelu_{self.formula}_{'_'.join(self.dtypes)}_{self.vector_bytes}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Operation:
     """An elementwise operation.
 
