@@ -10,6 +10,9 @@ import numpy as np
 
 HALVES = ("float16", "bfloat16")
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+KC = 256
+"""Terms of a block of a sum: each block is one chain of additions, and the blocks are added in ascending order."""
+
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 
 
@@ -44,6 +47,45 @@ class Loop:
     def name(self) -> str:
         """What the compiled loop is called."""
         return f"fastrelu_{self.formula}_{'_'.join(self.dtypes)}_{self.vector_bytes}"
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What the loop of a fused layer, y = f(x @ w + b), is compiled for.
+
+    Attributes
+    ----------
+    formula : str
+        f, by its name in `fastrelu.kernels.formulas`; "" for the identity.
+    dtypes : tuple of str
+        Names of the element types of x, w, b, alpha (those of b and alpha only where they are operands) and y.
+    has_bias, has_alpha : bool
+        Whether there is a bias; whether f has a parameter.
+    alpha_is_row : bool
+        Whether the parameter has a value for each column, else it is a single one.
+    packed : bool
+        Whether w is prepacked.
+    mask : bool
+        Whether the bits of y > 0 are written as well.
+    vector_bytes : int
+        Width of the host's vectors.
+    """
+
+    formula: str
+    dtypes: tuple[str, ...]
+    has_bias: bool
+    has_alpha: bool
+    alpha_is_row: bool
+    packed: bool
+    mask: bool
+    vector_bytes: int
+
+    @property
+    def name(self) -> str:
+        """What the compiled loop is called."""
+        options = ("bias", self.has_bias), ("row", self.alpha_is_row), ("packed", self.packed), ("mask", self.mask)
+        chosen = "".join(f"_{option}" for option, given in options if given)
+        return f"fastrelu_linear_{self.formula}{chosen}_{self.dtypes[0]}_{self.vector_bytes}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 
-KC = 256
-"""Terms of a block: each block is one chain of additions, and the blocks are added in ascending order."""
+from fastrelu.operations import KC
 
 
 def sum_to(terms: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -9,7 +9,7 @@ A NaN counts as positive: `relu` returns it, and the gradient passes where it st
 from numba.extending import register_jitable
 
 from fastrelu.kernels.functions import exp, expm1, log1p, ratio
-from fastrelu.kernels.vector import absolute, copysign, fma, is_minus, is_negative, is_positive, is_zero, like, where
+from fastrelu.kernels.vector import absolute, copysign, fma, is_minus, is_negative, is_positive, is_zero, like, negated, where
 
 
 @register_jitable
@@ -25,6 +25,12 @@ def relu_derivative(x, at_zero):
 @register_jitable
 def relu_backward(dy, y):
     return where(is_minus(y) | is_zero(y), 0, dy)
+
+
+@register_jitable
+def relu_mask(y):
+    """Where the gradient passes: y > 0 or y is NaN."""
+    return negated(is_minus(y) | is_zero(y))
 
 
 @register_jitable

@@ -26,8 +26,22 @@ def _at(builder, address, index, vector: Vector):
 
 def _first_lanes(builder, lanes: int, count):
     """A mask of the first `count` lanes."""
-    numbers = ir.Constant(ir.VectorType(WORD, lanes), list(range(lanes)))
-    return builder.icmp_signed("<", numbers, splat(builder, count, lanes))
+    kind = ir.IntType(32)
+    numbers = ir.Constant(ir.VectorType(kind, lanes), list(range(lanes)))
+    return builder.icmp_signed("<", numbers, splat(builder, builder.trunc(count, kind), lanes))
+
+
+def load_first(builder, place, vector: Vector, count):
+    """Load the first `count` lanes of a vector from the pointer `place`; the others are 0."""
+    align, zeros = ir.IntType(32)(size_of(vector.element)), ir.Constant(vector.llvm, None)
+    mask = _first_lanes(builder, vector.lanes, count)
+    return call_intrinsic(builder, f"llvm.masked.load.{suffix(vector)}.p0", vector.llvm, [place, align, mask, zeros])
+
+
+def store_first(builder, place, vector: Vector, value, count):
+    """Store the first `count` lanes of `value` to the pointer `place`."""
+    align, mask = ir.IntType(32)(size_of(vector.element)), _first_lanes(builder, vector.lanes, count)
+    call_intrinsic(builder, f"llvm.masked.store.{suffix(vector)}.p0", ir.VoidType(), [value, place, align, mask])
 
 
 @intrinsic(prefer_literal=True)
@@ -70,10 +84,7 @@ def load_operands(operands, lanes: int, wide: bool, partial: bool):
                     value = builder.load(pointer(builder, address, element.llvm), align=align)
                     loaded.append(splat(builder, value, lanes))
                 elif partial:
-                    mask = _first_lanes(builder, lanes, count)
-                    zeros = ir.Constant(vector.llvm, None)
-                    name = f"llvm.masked.load.{suffix(vector)}.p0"
-                    loaded.append(call_intrinsic(builder, name, vector.llvm, [source, ir.IntType(32)(align), mask, zeros]))
+                    loaded.append(load_first(builder, source, vector, count))
                 else:
                     loaded.append(builder.load(source, align=align))
             if wide:
@@ -118,9 +129,7 @@ def store_partial(typing_context, address, index, value, count):
 
     def codegen(context, builder, sig, args):
         address, index, lanes, count = args
-        target, mask = _at(builder, address, index, value), _first_lanes(builder, value.lanes, count)
-        align = ir.IntType(32)(size_of(value.element))
-        call_intrinsic(builder, f"llvm.masked.store.{suffix(value)}.p0", ir.VoidType(), [lanes, target, align, mask])
+        store_first(builder, _at(builder, address, index, value), value, lanes, count)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, value, types.intp), codegen
@@ -279,14 +288,17 @@ def spin_pause(typing_context):
     return types.void(), codegen
 
 
+def _symbol(builder, name: str):
+    return builder.module.globals.get(name) or ir.GlobalVariable(builder.module, ir.IntType(8), name)
+
+
 def symbol_address(name: str):
     """A primitive that returns the address of the external symbol `name`."""
 
     @intrinsic
     def address(typing_context):
         def codegen(context, builder, sig, args):
-            symbol = builder.module.globals.get(name) or ir.GlobalVariable(builder.module, ir.IntType(8), name)
-            return builder.ptrtoint(symbol, WORD)
+            return builder.ptrtoint(_symbol(builder, name), WORD)
 
         return types.intp(), codegen
 
@@ -322,16 +334,19 @@ def callback_address(function, arguments: int):
 
 
 def constant_words(values):
-    """A primitive that returns the address of constant words: integers, and functions of two words as their addresses."""
+    """A primitive that returns the address of constant words: integers, and functions of two words as their addresses; a
+    string names an external symbol.
+    """
 
     @intrinsic
     def address(typing_context):
         def codegen(context, builder, sig, args):
             compiled = {f: _callback(context, builder, f, 2).ptrtoint(WORD) for f in dict.fromkeys(values) if callable(f)}
+            compiled |= {name: _symbol(builder, name).ptrtoint(WORD) for name in values if isinstance(name, str)}
             kind = ir.ArrayType(WORD, len(values))
             table = ir.GlobalVariable(builder.module, kind, builder.module.get_unique_name("words"))
             table.linkage, table.global_constant = "internal", True
-            table.initializer = ir.Constant(kind, [compiled[v] if callable(v) else WORD(v) for v in values])
+            table.initializer = ir.Constant(kind, [WORD(v) if isinstance(v, int) else compiled[v] for v in values])
             return builder.ptrtoint(table, WORD)
 
         return types.intp(), codegen

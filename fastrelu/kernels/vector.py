@@ -276,6 +276,9 @@ is_zero = _unary(lambda x: x.mask, _lower_is_zero)
 is_positive = _unary(lambda x: x.mask, _lower_is_positive)
 """x > 0; False for every NaN."""
 
+negated = _unary(lambda x: x, lambda builder, x, value: builder.not_(value))
+"""Not x, of a mask."""
+
 absolute = _unary(lambda x: x, _lower_absolute)
 """|x|."""
 

@@ -21,6 +21,7 @@ SLEEPERS = 256  # workers that wait on the condition
 LIMIT = 320  # threads that a job may use, the caller included; set from Python
 CACHE = 328  # bytes beyond which streaming stores pay; set from Python
 STARTED = 336  # workers that exist
+SCRATCH_KEY = 344  # of the threads' own memory, plus 1
 MUTEX = 384
 CONDITION = 512
 SIGNALS = 640  # two signal sets of 128 bytes
