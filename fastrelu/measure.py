@@ -25,8 +25,10 @@ Call = Callable[[], Any]
 SAMPLE = 50e-6
 # Samples of one call in one turn; then the next call has its turn.
 TURN = 5e-3
-# Before each turn, in which the threads of the library before stop waiting for more work: they spin for some milliseconds.
-PAUSE = 10e-3
+# Before each turn the threads of the library before must stop waiting for more work: OpenBLAS's spin for 0.1 s, ONNX
+# Runtime's for 0.04 s, and a product on two cores takes twice as long beside one that spins.
+PAUSE = 5e-3
+LONGEST_PAUSE = 0.5
 
 # Below this, handing a copy to threads takes longer than the copy.
 _SMALLEST_PARALLEL_COPY = 1 << 20
@@ -43,7 +45,7 @@ class Timing:
     samples: int
 
 
-def compare(calls: Mapping[str, Call], seconds: float = 1.0, turns: int = 3) -> dict[str, Timing]:
+def compare(calls: Mapping[str, Call], seconds: float = 1.0, turns: int = 3, turn: float = TURN) -> dict[str, Timing]:
     """Time several calls in turns.
 
     Parameters
@@ -55,6 +57,9 @@ def compare(calls: Mapping[str, Call], seconds: float = 1.0, turns: int = 3) -> 
         Stop after the turn in which this time is over.
     turns : int
         Turns that there are in any case, however long they take.
+    turn : float
+        Seconds that a turn takes at least. Some systems wake a thread on the processor of the thread that woke it, and move it
+        only after some milliseconds.
 
     Returns
     -------
@@ -72,10 +77,10 @@ def compare(calls: Mapping[str, Call], seconds: float = 1.0, turns: int = 3) -> 
     repeats = {name: _repeats(call) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
-    for turn in count(1):
+    for number in count(1):
         for name in names:
-            samples[name] += _turn(calls[name], repeats[name])
-        if turn >= turns and time.perf_counter() >= end:
+            samples[name] += _turn(calls[name], repeats[name], turn)
+        if number >= turns and time.perf_counter() >= end:
             break
         names.reverse()  # so that none always runs after the same other
     return {name: Timing(min(taken), median(taken), len(taken)) for name, taken in samples.items()}
@@ -98,13 +103,23 @@ def _repeats(call: Call) -> int:
     return repeats
 
 
-def _turn(call: Call, repeats: int) -> list[float]:
-    time.sleep(PAUSE)
+def _settle() -> None:
+    """Wait until no thread of this process works."""
+    end = time.perf_counter() + LONGEST_PAUSE
+    while time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(PAUSE)
+        if time.process_time() - before < PAUSE / 20:
+            return
+
+
+def _turn(call: Call, repeats: int, turn: float) -> list[float]:
+    _settle()
     start = time.perf_counter()
     samples = [_sample(call, repeats)]
-    if time.perf_counter() - start < TURN:
+    if time.perf_counter() - start < turn:
         samples.clear()  # it had to fetch its data into the caches and to wake its threads
-    while not samples or time.perf_counter() - start < TURN:
+    while not samples or time.perf_counter() - start < turn:
         samples.append(_sample(call, repeats))
     return samples
 

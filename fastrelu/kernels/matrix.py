@@ -122,7 +122,7 @@ def _part(task, index):
     while LEAST << levels <= NR:
         levels += 1
     in_place = w_n == SIZE and IN == SIZE and not packed
-    is_thin = rows <= MAX_ROWS and thin != 0 and w_k == SIZE and w_n != SIZE and not packed and k > 1
+    is_thin = rows <= MAX_ROWS and thin != 0 and x_step == SIZE and w_k == SIZE and w_n != SIZE and not packed and k > 1
     block = stack(160)
     while j < j_end:
         width = _width(j_end - j, LEAST, NR)
@@ -153,9 +153,8 @@ def _part(task, index):
             _pack(pack_alpha, alpha + j * alpha_step, 0, alpha_step, 1, columns, scratch + _ALPHA, 0)
         first = 0
         if is_thin:
-            thin_task = stack(88)
-            write_words(thin_task, (x, x_row, x_step, w + j * w_n, w_n, k, columns, start, start_row, scratch + _TOTAL))
-            write_word(thin_task + 80, width * SIZE)
+            thin_task = stack(80)
+            write_words(thin_task, (x, x_row, w + j * w_n, w_n, k, columns, start, start_row, scratch + _TOTAL, width * SIZE))
             call_address(thin, thin_task, rows)
             # What is left is a product with no terms, which starts from the sums.
             start, start_row, first = scratch + _TOTAL, width * SIZE, k

@@ -51,15 +51,17 @@ def build(dtype: str, vector_bytes: int):
             last = smaller(columns - j, LANES) - 1
             column, to = source + j * column_step, target + j * WIDE
             i = 0
-            while i <= rows - LANES:
+            while i <= rows - LANES and last == LANES - 1:
                 store_tile(load_square(column + i * SIZE, column_step, last, 0), to, target_step)
                 to += LANES * target_step
                 i += LANES
-            if i < rows:
-                store_tile(load_square_first(column + i * SIZE, column_step, last, rows - i), square, LANES * WIDE)
-                for row in range(rows - i):
+            while i < rows:
+                count = smaller(rows - i, LANES)
+                store_tile(load_square_first(column + i * SIZE, column_step, last, count), square, LANES * WIDE)
+                for row in range(count):
                     store(to, 0, load_wide(square + row * LANES * WIDE))
                     to += target_step
+                i += count
 
     @register_jitable
     def copy_any(source, row_step, column_step, rows, columns, target, target_step):

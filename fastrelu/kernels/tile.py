@@ -167,11 +167,11 @@ def prefetch(typing_context, address):
 
 
 def load_transposed(element: Element, lanes: int, partial: bool):
-    """A primitive (address, step, last, count) that loads a square of `lanes` columns, as the tile of its columns' vectors.
+    """A primitive (address, step, last, count) that loads a square, as the tile of its rows.
 
     The square stands column by column: column j from ``address + j * step`` on. Columns beyond number `last` repeat that
-    one. If `partial`, only the first `count` elements of a column are touched, and the others are 0.
-    float16 and bfloat16 become float32.
+    one. If `partial`, only the first `count` elements of a column are touched, and the others are 0; else there is no
+    `last` column either. float16 and bfloat16 become float32.
     """
     vector = Vector(element, lanes)
     wide = widened(vector)
@@ -183,13 +183,17 @@ def load_transposed(element: Element, lanes: int, partial: bool):
             address, step, last, count = args
             columns = []
             for j in range(lanes):
-                number = builder.select(builder.icmp_signed("<", last, WORD(j)), last, WORD(j))
+                number = WORD(j)
+                if partial:
+                    number = builder.select(builder.icmp_signed("<", last, number), last, number)
                 place = pointer(builder, builder.add(address, builder.mul(step, number)), vector.llvm)
-                value = (
-                    load_first(builder, place, vector, count) if partial else builder.load(place, align=size_of(element))
-                )
+                if partial:
+                    value = load_first(builder, place, vector, count)
+                else:
+                    value = builder.load(place, align=size_of(element))
                 columns.append(half.widen(builder, value, element.name) if element.is_half else value)
-            return context.make_tuple(builder, kind, _transpose(builder, columns, 16 // size_of(wide.element)))
+            rows = _transpose(builder, columns, 16 // size_of(wide.element))
+            return context.make_tuple(builder, kind, rows)
 
         return kind(types.intp, types.intp, types.intp, types.intp), codegen
 
@@ -197,46 +201,51 @@ def load_transposed(element: Element, lanes: int, partial: bool):
 
 
 def _shuffle(builder, x, y, lanes):
-    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
+    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes)))
 
 
 def _transpose(builder, vectors, group: int):
-    """Transpose a square of vectors; `group` lanes make 128 bits, within which x86 shuffles are cheapest."""
-    n = len(vectors)
+    """Transpose vectors: first within each 128 bits, of `group` lanes, where x86's shuffles are cheapest, then these. If there
+    are only as many vectors as 128 bits have lanes, the first step is all.
+    """
+    n = vectors[0].type.count
 
-    def unpack(x, y, size, high):
-        """Of each 128 bits the lower or higher half of x and y, interleaved in pieces of `size` lanes."""
+    def interleave(x, y, size, high):
+        """Of each 128 bits the lower or the higher half of x and y, interleaved in pieces of `size` lanes."""
         lanes = []
-        for start in range(0, n, group):
-            for piece in range(0, group // 2, size):
-                first = start + piece + high * group // 2
+        for start in range(high * group // 2, n, group):
+            for first in range(start, start + group // 2, size):
                 lanes += [*range(first, first + size), *range(n + first, n + first + size)]
         return _shuffle(builder, x, y, lanes)
 
     def pick(x, y, odd):
-        """The even or odd 128 bits of x, then those of y."""
-        blocks = [b for b in range(odd, 2 * n // group, 2)]
-        return _shuffle(builder, x, y, [b * group + i for b in blocks for i in range(group)])
+        """The even or the odd 128 bits of x, then those of y."""
+        return _shuffle(builder, x, y, [b * group + i for b in range(odd, 2 * n // group, 2) for i in range(group)])
 
-    def squares(vs, size):
-        """Transpose within 128 bits; `vs` are as many vectors as a piece of `size` lanes fits into 128 bits."""
+    def halves(combine, vs, *options):
+        """`combine` neighbours, once for the lower or even parts and once for the others."""
+        pairs = list(zip(vs[::2], vs[1::2], strict=True))
+        return ([combine(x, y, *options, part) for x, y in pairs] for part in (0, 1))
+
+    def within(vs, size=1):
+        """Transpose the 128 bits of as many vectors as 128 bits have pieces of `size` lanes."""
         if len(vs) == 1:
             return vs
-        pairs = [(vs[i], vs[i + 1]) for i in range(0, len(vs), 2)]
-        low, high = ([unpack(x, y, size, part) for x, y in pairs] for part in (0, 1))
-        return squares(low, 2 * size) + squares(high, 2 * size)
+        low, high = halves(interleave, vs, size)
+        return within(low, 2 * size) + within(high, 2 * size)
 
-    def blocks(vs):
-        """Transpose the 128-bit blocks of as many vectors as each has blocks."""
+    def across(vs):
+        """Transpose the pieces of 128 bits of as many vectors as a vector has pieces."""
         if len(vs) == 1:
             return vs
-        pairs = [(vs[i], vs[i + 1]) for i in range(0, len(vs), 2)]
-        even, odd = (blocks([pick(x, y, part) for x, y in pairs]) for part in (0, 1))
+        even, odd = (across(part) for part in halves(pick, vs))
         return [v for pair in zip(even, odd, strict=True) for v in pair]
 
-    within = [squares(vectors[i : i + group], 1) for i in range(0, n, group)]
-    across = [blocks([column[q] for column in within]) for q in range(group)]
-    return [across[j % group][j // group] for j in range(n)]
+    squares = [within(vectors[i : i + group]) for i in range(0, len(vectors), group)]
+    if len(squares) == 1:
+        return squares[0]
+    rows = [across([square[i] for square in squares]) for i in range(group)]
+    return [rows[i % group][i // group] for i in range(n)]
 
 
 @intrinsic
