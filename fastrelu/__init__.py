@@ -25,17 +25,38 @@ from fastrelu.activations import (
     tanh,
     tanh_backward,
 )
+from fastrelu.layers import (
+    linear,
+    linear_elu,
+    linear_leaky_relu,
+    linear_prelu,
+    linear_relu,
+    linear_sigmoid,
+    linear_softplus,
+    linear_tanh,
+)
+from fastrelu.packed import PackedWeight, pack
 from fastrelu.threads import get_num_threads, num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PackedWeight",
     "elu",
     "elu_backward",
     "get_num_threads",
     "leaky_relu",
     "leaky_relu_backward",
+    "linear",
+    "linear_elu",
+    "linear_leaky_relu",
+    "linear_prelu",
+    "linear_relu",
+    "linear_sigmoid",
+    "linear_softplus",
+    "linear_tanh",
     "num_threads",
+    "pack",
     "prelu",
     "prelu_backward",
     "relu",

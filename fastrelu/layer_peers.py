@@ -65,7 +65,7 @@ def _torch(x: np.ndarray, weight: np.ndarray, b: np.ndarray) -> Call:
 
 
 def _onednn(x: np.ndarray, weight: np.ndarray, b: np.ndarray) -> Call:
-    """oneDNN as PyTorch's compiler calls it, with a weight that was reordered once."""
+    """OneDNN as PyTorch's compiler calls it, with a weight that was reordered once."""
     import torch
 
     tensors = [torch.from_numpy(a) for a in (x, weight, b)]

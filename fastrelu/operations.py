@@ -160,3 +160,89 @@ OPERATIONS = {
         Operation("softplus_backward", ("dy", "y")),
     )
 }
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Layer:
+    """A fused layer, f(x @ w + b), as one of its generalized ufuncs.
+
+    Attributes
+    ----------
+    base : str
+        The public function.
+    formula : str
+        f, by the name of its formula; "" for the identity.
+    alpha : str
+        Core dimensions of the parameter of f: "()" for one value, "(n)" for one a column, "" if there is none.
+    bias, packed, mask : bool
+        Whether there is a bias; whether w is prepacked; whether the bits of y > 0 are an output.
+    """
+
+    base: str
+    formula: str
+    alpha: str = ""
+    bias: bool = True
+    packed: bool = False
+    mask: bool = False
+
+    arithmetic = True
+    dtypes = FLOATS
+
+    @cached_property
+    def name(self) -> str:
+        """What the ufunc is called: that of the public function is the one with a bias."""
+        options = ("_no_bias", not self.bias), ("_packed", self.packed), ("_mask", self.mask)
+        return self.base + "".join(option for option, given in options if given)
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the operands."""
+        return ("x", "w", *["b"] * self.bias, *["alpha"] * bool(self.alpha))
+
+    @cached_property
+    def parameter(self) -> int:
+        """The number of alpha; -1 if there is none."""
+        return len(self.inputs) - 1 if self.alpha else -1
+
+    @cached_property
+    def signature(self) -> str:
+        """The core dimensions."""
+        operands = ["(k)", "(k,n)", *["(n)"] * self.bias, *[self.alpha] * bool(self.alpha)]
+        return ",".join(operands) + "->(n)" + ",(q)" * self.mask
+
+    @cached_property
+    def types(self) -> list[str]:
+        """The loops in the notation of `numpy.ufunc.types`."""
+        rows = (self.loop(name, 0).dtypes for name in self.dtypes if name != "bfloat16")
+        return ["{}->{}".format("".join(np.dtype(t).char for t in row[:-1]), np.dtype(row[-1]).char) for row in rows]
+
+    def loop(self, dtype: str, vector_bytes: int) -> Fused:
+        """The loop for data of `dtype`; alpha, and a prepacked w, are float32 beside halves."""
+        wide = "float32" if dtype in HALVES else dtype
+        dtypes = (dtype, wide if self.packed else dtype, *[dtype] * self.bias, *[wide] * bool(self.alpha), dtype)
+        return Fused(
+            self.formula, dtypes, self.bias, bool(self.alpha), self.alpha == "(n)", self.packed, self.mask, vector_bytes
+        )
+
+
+def _variants(base: str, formula: str, alpha: str = "") -> list[Layer]:
+    masks = (False, True) if base == "linear_relu" else (False,)
+    return [
+        Layer(base, formula, alpha, bias, packed, mask) for bias in (True, False) for packed in (False, True) for mask in masks
+    ]
+
+
+LAYERS = {
+    layer.name: layer
+    for layers in (
+        _variants("linear", ""),
+        _variants("linear_relu", "relu"),
+        _variants("linear_leaky_relu", "leaky_relu", "()"),
+        _variants("linear_prelu", "leaky_relu", "(n)"),
+        _variants("linear_elu", "elu", "()"),
+        _variants("linear_sigmoid", "sigmoid"),
+        _variants("linear_tanh", "tanh"),
+        _variants("linear_softplus", "softplus"),
+    )
+    for layer in layers
+}

@@ -12,23 +12,23 @@ import numpy as np
 from numpy._core._exceptions import _UFuncNoLoopError
 
 from fastrelu.native.guard import lock
-from fastrelu.operations import FLOATS, INTEGERS, OPERATIONS, Operation
+from fastrelu.operations import FLOATS, HALVES, INTEGERS, LAYERS, OPERATIONS, Layer, Operation
 from fastrelu.ufunc_maker import Choice, make
 
 _failure = threading.local()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in OPERATIONS:
+    if name not in OPERATIONS and name not in LAYERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with lock:  # another thread may have been first, and there must be one ufunc only
         if name not in globals():
-            globals()[name] = _make(OPERATIONS[name])
+            globals()[name] = _make(OPERATIONS[name]) if name in OPERATIONS else _make_layer(LAYERS[name])
         return globals()[name]
 
 
 def __dir__() -> list[str]:
-    return sorted(OPERATIONS)
+    return sorted((*OPERATIONS, *LAYERS))
 
 
 def explain(error: TypeError) -> BaseException:
@@ -54,6 +54,28 @@ def _make(operation: Operation) -> np.ufunc:
     return make(operation.name, len(operation.inputs), 1, choose, _fail, lock)
 
 
+def _make_layer(layer: Layer) -> np.ufunc:
+    from fastrelu.native import loops, target
+
+    def choose(operands: tuple[type | None, ...], given: tuple[type | None, ...]) -> Choice:
+        prescribed = [t for t in given[: len(layer.inputs) + 1] if t is not None]
+        name = _packed_element(layer, operands) if layer.packed else _element(layer, prescribed or operands, prescribed != [])
+        loop = layer.loop(name, target.vector_bytes())
+        masks = (np.dtype(np.uint8),) * layer.mask
+        return tuple(_dtype(n) for n in loop.dtypes) + masks, loops.address_of_fused(loop)
+
+    return make(layer.name, len(layer.inputs), 1 + layer.mask, choose, _fail, lock, signature=layer.signature)
+
+
+def _packed_element(layer: Layer, classes: Any) -> str:
+    """The type to calculate in where w is prepacked and must not be cast: that of x if it is a half, else that of w."""
+    x, w = (np.dtype(cls.type) for cls in classes[:2])
+    fits = w.name in ("float32", "float64") and (np.can_cast(x, w) or (x.name in HALVES and w.name == "float32"))
+    if not fits:
+        raise TypeError(f"{layer.base}: x of type {x.name} does not fit a packed w of type {w.name}")
+    return x.name if x.name in HALVES and w.name == "float32" else w.name
+
+
 def _dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes  # must be there: an operand has its type
@@ -62,7 +84,7 @@ def _dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
-def _element(operation: Operation, classes: Any, prescribed: bool) -> str:
+def _element(operation: Operation | Layer, classes: Any, prescribed: bool) -> str:
     """The name of the type to calculate in, by NumPy's rules of promotion; TypeError if there is none."""
     inputs = classes if prescribed else classes[: len(operation.inputs)]
     strong: list[np.dtype[Any]] = []
@@ -90,7 +112,7 @@ def _element(operation: Operation, classes: Any, prescribed: bool) -> str:
     return name
 
 
-def _is_wide_parameter(operation: Operation, dtypes: list[np.dtype[Any]]) -> bool:
+def _is_wide_parameter(operation: Operation | Layer, dtypes: list[np.dtype[Any]]) -> bool:
     """Whether the parameter is float32 and all else float16, or bfloat16.
 
     The loops for halves take a float32 parameter. NumPy finds them by the types of the operands without asking the
@@ -101,6 +123,7 @@ def _is_wide_parameter(operation: Operation, dtypes: list[np.dtype[Any]]) -> boo
     return i >= 0 and operation.arithmetic and dtypes[i].name == "float32" and others in ({"float16"}, {"bfloat16"})
 
 
-def _allowed(operation: Operation, what: str, name: str) -> str:
+def _allowed(operation: Operation | Layer, what: str, name: str) -> str:
     integer = "an integer type, " if what != "dtype" or not operation.arithmetic else ""
-    return f"{operation.name}: {what} must be {integer}float16, bfloat16, float32 or float64, not {name}"
+    public = operation.base if isinstance(operation, Layer) else operation.name
+    return f"{public}: {what} must be {integer}float16, bfloat16, float32 or float64, not {name}"

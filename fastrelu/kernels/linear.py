@@ -1,8 +1,10 @@
-"""y = f(x @ w + b): the micro-kernel, and the loop that NumPy calls.
+"""y = f(x @ w + b): the micro-kernel, and what remains to be done to its tiles.
 
 ``micro_kernel``  one loop over k, each step a rank-1 update of a tile in registers; the bias is its start value and the
                   activation is applied before it is stored
-``build``         the loop of one operation on given types, around `fastrelu.kernels.matrix`
+``tiles``         the micro-kernels of all shapes
+``finish``        what would not fit the registers beside a tile: long formulas, halves, bit masks; from the first-level cache
+``layer``         the loop that NumPy calls for one operation on given types, around `fastrelu.kernels.matrix`
 
 Every element is summed in blocks of `KC` terms: within a block one chain of fused multiply-adds in ascending order that starts
 from the bias in the first block and from 0 in the others; then the blocks' sums are added in ascending order. Nothing
@@ -16,13 +18,12 @@ from fastrelu.kernels import formulas
 from fastrelu.kernels.memory import (
     constant_words,
     copy_element,
-    enter_default_float_status,
-    leave_float_status,
-    read_word,
+    load_operands,
     size_of,
+    smaller,
     stack,
+    store_partial,
     words,
-    write_words,
 )
 from fastrelu.kernels.tile import (
     add,
@@ -36,131 +37,124 @@ from fastrelu.kernels.tile import (
     store_tile_partial,
     zeros,
 )
-from fastrelu.kernels.vector import ELEMENTS, Vector, narrow, widened
-from fastrelu.native.matrix import PRODUCT, Tiling, pack_name, thin_name
+from fastrelu.kernels.vector import ELEMENTS, narrow
+from fastrelu.native.matrix import PRODUCT, Tiling, describe
 from fastrelu.operations import Fused
 
-_product = types.ExternalFunction(PRODUCT, types.intp(types.intp))
+_product = types.ExternalFunction(PRODUCT, types.int32(types.intp, types.intp, types.intp, types.intp))
 
 
-def micro_kernel(spec: Fused, ROWS: int, LANES: int):
-    """The function (block, count) for `count` tiles of `ROWS` x `LANES` elements, one below the other."""
-    inputs, output = ELEMENTS[spec.dtypes[0]], ELEMENTS[spec.dtypes[-1]]
-    element = widened(Vector(inputs, 1)).element
+def _activation(formula: str):
+    """The formula as a function (x, alpha)."""
+    if not formula:
+        return register_jitable(lambda x, alpha: x)
+    function = getattr(formulas, formula)
+    if function.__code__.co_argcount == 2:
+        return function
+    return register_jitable(lambda x, alpha: function(x))
+
+
+def micro_kernel(activation, element, ROWS: int, LANES: int):
+    """The function (block, count) for `count` tiles of `ROWS` x `LANES` elements, one below the other.
+
+    The block is 18 words: a column of x, the steps between its rows and to the next column; the panel of w and the step between
+    its rows; the number of terms; how far ahead to ask for w; whether the block of terms is the first, and the last; the bias
+    and the step between its rows; the sums so far and the step between their rows; alpha; y, the step between its rows and
+    how many of its columns there are.
+    """
     LINES = max(1, LANES * size_of(element) // 64)
-    MASK, BITS = spec.mask, 8 * ROWS
     zero, load_start, load_b = zeros(element, ROWS, LANES), load_tile(element, ROWS, LANES), load_row(element, LANES)
-    rounded = narrow(output)
-    formula = getattr(formulas, spec.formula) if spec.formula else None
-    if formula is None:
-        activate = on_rows(register_jitable(lambda row, alpha: rounded(row)), ROWS)
-    elif spec.has_alpha:
-        activate = on_rows(register_jitable(lambda row, alpha: rounded(formula(row, alpha))), ROWS)
-    else:
-        activate = on_rows(register_jitable(lambda row, alpha: rounded(formula(row))), ROWS)
-    relu_mask = on_rows(register_jitable(lambda row, alpha: formulas.relu_mask(row)), ROWS)
+    activate = on_rows(activation)
 
-    @register_jitable
-    def write_mask(y, columns, mask, mask_row, mask_step):
-        bits = stack(BITS)
-        store_bits(relu_mask(y, 0), bits, columns)
-        for i in range(ROWS):
-            for byte in range((columns + 7) >> 3):
-                copy_element(mask + byte * mask_step, bits + 8 * i + byte, 1)
-            mask += mask_row
-
-    def tiles(block, count):
-        a, a_row, a_step, b, b_step, kc, ahead, is_first, is_last = words(block, 9)
-        start, start_row, total, total_row, alpha = words(block + 72, 5)
-        y, y_row, columns, mask, mask_row, mask_step = words(block + 112, 6)
-        for _ in range(count):
+    def kernel(block, count):
+        a, a_row, a_step, b, b_step, terms, ahead, is_first, is_last = words(block, 9)
+        start, start_row, total, total_row, alpha, y, y_row, columns = words(block + 72, 8)
+        while count > 0:
             tile = load_start(start, start_row) if is_first else zero()
-            column, row = a, b
-            for _ in range(kc):
+            column, row, left = a, b, terms
+            while left > 0:
                 tile = fma_outer(tile, column, a_row, load_b(row))
                 for line in range(LINES):
                     prefetch(row + ahead + 64 * line)
                 column += a_step
                 row += b_step
+                left -= 1
             if not is_first:
                 tile = add(load_start(total, total_row), tile)
-            if is_last:
-                result = activate(tile, load_b(alpha))
-                if columns == LANES:
-                    store_tile(result, y, y_row)
-                else:
-                    store_tile_partial(result, y, y_row, columns)
-                if MASK:
-                    write_mask(result, columns, mask, mask_row, mask_step)
-            else:
+            if not is_last:
                 store_tile(tile, total, total_row)
+            elif columns == LANES:
+                store_tile(activate(tile, load_b(alpha)), y, y_row)
+            else:
+                store_tile_partial(activate(tile, load_b(alpha)), y, y_row, columns)
             a += ROWS * a_row
             start += ROWS * start_row
             total += ROWS * total_row
             y += ROWS * y_row
-            mask += ROWS * mask_row
+            count -= 1
 
-    return tiles
+    return kernel
 
 
-def build(spec: Fused):
+def tiles(formula: str, dtype: str, vector_bytes: int):
+    """The function (table, unused) that writes the addresses of the micro-kernels with that activation into a table, in
+    the order of `Tiling.shapes`.
+    """
+    activation = _activation(formula)
+    kernels = [micro_kernel(activation, ELEMENTS[dtype], *shape) for shape in Tiling(dtype, vector_bytes).shapes]
+    table = constant_words(kernels)
+    COUNT = len(kernels)
+
+    def write(target, _):
+        source = table()
+        for i in range(COUNT):
+            copy_element(target + 8 * i, source + 8 * i, 8)
+
+    return write
+
+
+def finish(formula: str, sums: str, dtype: str, mask: bool, vector_bytes: int):
+    """The function (task, unused) that makes results of type `dtype` from rows of sums, and the bit mask if there is one.
+
+    The task is ten words: the sums and the step between their rows; the results and theirs; rows and columns; alpha; the mask
+    and the steps between its rows and its bytes. Rows are contiguous, and the results may stand where the sums stand.
+    """
+    activation, element, output = _activation(formula), ELEMENTS[sums], ELEMENTS[dtype]
+    rounded = narrow(output)
+    LANES = max(8, vector_bytes // size_of(element))
+    SIZE, OUT = size_of(element), size_of(output)
+    MASK = mask
+    load = load_operands([(element, False), (element, False)], LANES, False, partial=True)
+    mask_of = on_rows(register_jitable(lambda y, unused: formulas.relu_mask(y)))
+
+    def finish_rows(task, _):
+        source, source_row, y, y_row, rows, columns, alpha, mask, mask_row, mask_step = words(task, 10)
+        bits = stack(8)
+        while rows > 0:
+            j = 0
+            while j < columns:
+                count = smaller(columns - j, LANES)
+                x, parameter = load((source + j * SIZE, alpha + j * SIZE), 0, count)
+                result = rounded(activation(x, parameter))
+                store_partial(y + j * OUT, 0, result, count)
+                if MASK:
+                    store_bits(mask_of((result,), 0), bits, count)
+                    for i in range((count + 7) >> 3):
+                        copy_element(mask + ((j >> 3) + i) * mask_step, bits + i, 1)
+                j += count
+            source += source_row
+            y += y_row
+            mask += mask_row
+            rows -= 1
+
+    return finish_rows
+
+
+def layer(spec: Fused):
     """The loop for `spec` as a Python function, to be compiled with NumPy's signature of a loop."""
-    tiling = Tiling(spec)
-    sizes = (tiling.rows, tiling.lanes * tiling.least_vectors, tiling.lanes * tiling.vectors, tiling.in_size, tiling.size, tiling.out_size)
-    symbols = (pack_name(spec.dtypes[0], spec.vector_bytes), pack_name(tiling.alpha_dtype, spec.vector_bytes))
-    symbols += (thin_name(spec.dtypes[0], spec.vector_bytes) if tiling.in_size == tiling.size else 0,)
-    kernels = tuple(micro_kernel(spec, *shape) for shape in tiling.shapes)
-    description = constant_words((*sizes, *symbols, *tiling.wide, *kernels))
-    HAS_BIAS, HAS_ALPHA, PACKED, MASK = spec.has_bias, spec.has_alpha, spec.packed, spec.mask
-    ALPHA_IS_ROW = spec.alpha_is_row
-    BIAS = 2
-    ALPHA = 2 + spec.has_bias
-    Y = ALPHA + spec.has_alpha
-    INPUTS = Y
-    # After the outer steps, one an operand, come the core steps: k of x, k and n of w, and n of those that have it.
-    CORE = Y + 1 + spec.mask
+    description = constant_words(describe(spec))
 
     def loop(context, pointers, dimensions, steps, auxiliary):
-        outer, k, n = words(dimensions, 3)
-        x, w = words(pointers, 2)
-        x_row, w_outer = words(steps, 2)
-        x_step, w_k, w_n = words(steps + 8 * CORE, 3)
-        core = steps + 8 * (CORE + 3)
-        y, y_row = read_word(pointers + 8 * Y), read_word(steps + 8 * Y)
-        bias = bias_row = bias_step = alpha = alpha_row = alpha_step = mask = mask_row = mask_step = 0
-        if HAS_BIAS:
-            bias, bias_row, bias_step = read_word(pointers + 8 * BIAS), read_word(steps + 8 * BIAS), read_word(core)
-            core += 8
-        if HAS_ALPHA:
-            alpha, alpha_row = read_word(pointers + 8 * ALPHA), read_word(steps + 8 * ALPHA)
-            if ALPHA_IS_ROW:
-                alpha_step = read_word(core)
-                core += 8
-        y_step = read_word(core)
-        if MASK:
-            mask, mask_row = read_word(pointers + 8 * (Y + 1)), read_word(steps + 8 * (Y + 1))
-            mask_step = read_word(core + 8)
-        m, slices = outer, 1
-        if outer > 1 and (w_outer != 0 or alpha_row != 0):
-            m, slices = 1, outer
-        status = enter_default_float_status()
-        problem = stack(176)
-        result = 0
-        for i in range(slices):
-            write_words(
-                problem,
-                (
-                    *(x + i * x_row, x_row, x_step),
-                    *(w + i * w_outer, w_k, w_n),
-                    *(bias + i * bias_row, bias_row, bias_step),
-                    *(alpha + i * alpha_row, alpha_step),
-                    *(y + i * y_row, y_row, y_step),
-                    *(mask + i * mask_row, mask_row, mask_step),
-                    *(m, k, n, PACKED, description()),
-                ),
-            )
-            result |= _product(problem)
-        leave_float_status(status)
-        return -result
+        return _product(description(), pointers, dimensions, steps)
 
     return loop

@@ -1,7 +1,7 @@
 """The macro-kernel: y = f(x @ w + b) for matrices of any strides, divided among threads and cut into panels.
 
 ``product``  divides y into parts for the pool, by rows and by columns
-``part``     the loops ``jr``, over panels of columns, and ``pc``, over blocks of `KC` terms; packs a panel of w when it gets there
+``part``     the loops ``jr``, over panels of columns, and ``pc``, over blocks of `KC` terms; packs each panel of w there
 ``tiles``    the loop ``ir``, over tiles of rows: in the micro-kernel (`fastrelu.kernels.linear`)
 
 There is no block of w for all threads to share, and x is not packed: x is read where it lies, one element for all lanes at a
@@ -11,17 +11,18 @@ it, packing takes 1 % of the time, and threads need not wait for one another.
 Compiled once: what depends on the operation and its types stands in its description, and arrives as words.
 """
 
-import os
-
 from numba import types
 from numba.extending import register_jitable
 
+from fastrelu.kernels.errors import fail
 from fastrelu.kernels.memory import (
     atomic_add,
     call_address,
     callback_address,
     copy_element,
+    enter_default_float_status,
     larger,
+    leave_float_status,
     read_word,
     smaller,
     stack,
@@ -32,6 +33,7 @@ from fastrelu.kernels.memory import (
 from fastrelu.kernels.pool import pool_address, serial_for
 from fastrelu.kernels.scratch import return_scratch, take_scratch
 from fastrelu.kernels.thin import MAX_ROWS
+from fastrelu.native.errors import NO_MEMORY, WRONG_MASK
 from fastrelu.native.pool import LIMIT, PARALLEL_FOR
 from fastrelu.operations import KC
 
@@ -86,12 +88,9 @@ def _copy_out(source, source_row, size, rows, columns, target, target_row, targe
 
 
 @register_jitable
-def _width(columns, least, most):
+def _width(columns, narrow, wide):
     """The lanes of the next panel where `columns` are left."""
-    width = most
-    while width > columns and width > least:
-        width >>= 1
-    return width
+    return wide if columns >= wide else narrow
 
 
 @register_jitable
@@ -100,10 +99,10 @@ def _part(task, index):
     x, x_row, x_step, w, w_k, w_n = words(problem, 6)
     bias, bias_row, bias_step, alpha, alpha_step = words(problem + 48, 5)
     y, y_row, y_step, mask, mask_row, mask_step = words(problem + 88, 6)
-    m, k, n, packed, description = words(problem + 136, 5)
-    MR, LEAST, NR, IN, SIZE, OUT, pack, pack_alpha, thin = words(description, 9)
-    wide = description + 72
-    kernels = wide + 24
+    m, k, n, description = words(problem + 136, 4)
+    MR, NARROW, NR = words(description, 3)
+    wide = description + 24
+    IN, SIZE, pack, pack_alpha, thin, kernels, finish, packed = words(description + 48, 8)
 
     memory = take_scratch(SCRATCH + 64)
     if memory == 0:
@@ -118,29 +117,24 @@ def _part(task, index):
     mask += i0 * mask_row
     bias += i0 * bias_row
     whole, rest = rows // MR, rows % MR
-    levels = 1
-    while LEAST << levels <= NR:
-        levels += 1
     in_place = w_n == SIZE and IN == SIZE and not packed
     is_thin = rows <= MAX_ROWS and thin != 0 and x_step == SIZE and w_k == SIZE and w_n != SIZE and not packed and k > 1
-    block = stack(160)
+    block = stack(136)
     while j < j_end:
-        width = _width(j_end - j, LEAST, NR)
-        level = 0
-        while LEAST << level < width:
-            level += 1
+        width = _width(j_end - j, NARROW, NR)
+        table = kernels + (MR * 8 if width > NARROW else 0)
         if in_place and rows <= 3 and rows < MR and j_end - j >= read_word(wide + 8 * rows - 8):
             width = read_word(wide + 8 * rows - 8)
-            level = levels
+            table = kernels + (MR * 16 if NR > NARROW else MR * 8)
         columns = smaller(width, j_end - j)
-        target, target_row = y + j * y_step, y_row
+        # The sums are made in y itself where that is possible.
+        target, target_row, shown = y + j * y_step, y_row, columns
+        if y_step != IN or IN != SIZE:
+            target, target_row, shown = scratch + _Y, width * SIZE, width
         total, total_row = scratch + _TOTAL, width * SIZE
-        shown = columns
-        if y_step != OUT:
-            target, target_row, shown = scratch + _Y, width * OUT, width
-        elif OUT == SIZE and columns == width:
+        if shown == width:
             total, total_row = target, target_row
-        # the bias and alpha of these columns, dense and of the type of the sums
+        # The bias and alpha of these columns, dense and of the type of the sums.
         start, start_row = scratch + _START, 0
         if bias == 0:
             _fill(start, width * SIZE)
@@ -154,43 +148,52 @@ def _part(task, index):
         first = 0
         if is_thin:
             thin_task = stack(80)
-            write_words(thin_task, (x, x_row, w + j * w_n, w_n, k, columns, start, start_row, scratch + _TOTAL, width * SIZE))
+            sums = scratch + _TOTAL
+            write_words(thin_task, (x, x_row, w + j * w_n, w_n, k, columns, start, start_row, sums, width * SIZE))
             call_address(thin, thin_task, rows)
-            # What is left is a product with no terms, which starts from the sums.
-            start, start_row, first = scratch + _TOTAL, width * SIZE, k
-        pc = first
+            # What is left is a product without terms, which starts from the sums.
+            start, start_row, first = sums, width * SIZE, k
+        p = first
         while True:
-            kc = smaller(KC, k - pc)
+            terms = smaller(KC, k - p)
             b, b_step, ahead = scratch + _W, width * SIZE, 0
             if packed:
-                b = w + (j * k + pc * width) * SIZE
+                b = w + (j * k + p * width) * SIZE
                 ahead = KC * b_step
             elif in_place and columns == width and (rows <= DIRECT_ROWS or w_k == b_step):
-                b, b_step = w + pc * w_k + j * SIZE, w_k
+                b, b_step = w + p * w_k + j * SIZE, w_k
                 ahead = 8 * b_step
             else:
-                _pack(pack, w + pc * w_k + j * w_n, w_k, w_n, kc, columns, b, b_step)
-            a, a_row, a_step = x + pc * x_step, x_row, x_step
+                _pack(pack, w + p * w_k + j * w_n, w_k, w_n, terms, columns, b, b_step)
+            a, a_row, a_step = x + p * x_step, x_row, x_step
             if IN != SIZE:
                 a, a_row, a_step = scratch + _X, X_STEP, SIZE
-                _pack(pack, x + pc * x_step, x_row, x_step, rows, kc, a, a_row)
-            is_first, is_last = pc == first, pc + kc >= k
-            done = 0
-            for turn in range(2):
-                size, count = (MR, whole) if turn == 0 else (rest, 1)
-                if count == 0 or size == 0:
-                    continue
-                write_words(block, (a + done * a_row, a_row, a_step, b, b_step, kc, ahead, is_first, is_last))
-                write_words(block + 72, (start + done * start_row, start_row, total + done * total_row, total_row))
-                write_words(block + 104, (scratch + _ALPHA, target + done * target_row, target_row, shown))
-                write_words(block + 136, (mask + done * mask_row + (j >> 3) * mask_step, mask_row, mask_step))
-                call_address(read_word(kernels + 8 * (level * MR + size - 1)), block, count)
-                done += size * count
-            pc += kc
+                _pack(pack, x + p * x_step, x_row, x_step, rows, terms, a, a_row)
+            is_first, is_last = p == first, p + terms >= k
+            write_words(block, (a, a_row, a_step, b, b_step, terms, ahead, is_first, is_last))
+            write_words(block + 72, (start, start_row, total, total_row, scratch + _ALPHA, target, target_row, shown))
+            if whole > 0:
+                call_address(read_word(table + 8 * MR - 8), block, whole)
+            if rest > 0:
+                done = whole * MR
+                write_word(block, a + done * a_row)
+                write_words(block + 72, (start + done * start_row, start_row, total + done * total_row))
+                write_word(block + 112, target + done * target_row)
+                call_address(read_word(table + 8 * rest - 8), block, 1)
+            p += terms
             if is_last:
                 break
-        if y_step != OUT:
-            _copy_out(target, target_row, OUT, rows, columns, y + j * y_step, y_row, y_step)
+        if finish != 0:
+            # In place, unless the results are of another type or no neighbours.
+            results, results_row = y + j * y_step, y_row
+            if y_step != IN:
+                results, results_row = target, target_row
+            finish_task = stack(80)
+            write_words(finish_task, (target, target_row, results, results_row, rows, columns, scratch + _ALPHA))
+            write_words(finish_task + 56, (mask + (j >> 3) * mask_step, mask_row, mask_step))
+            call_address(finish, finish_task, 0)
+        if y_step != IN:
+            _copy_out(target, target_row, IN, rows, columns, y + j * y_step, y_row, y_step)
         j += columns
     return_scratch(memory)
 
@@ -203,33 +206,22 @@ def _ceil(a, b):
     return (a + b - 1) // b
 
 
-def product(problem):
-    """Calculate y = f(x @ w + b).
+@register_jitable
+def _multiply(problem):
+    """One product, divided among threads; returns 0, or 1 if there is no memory.
 
-    Parameters
-    ----------
-    problem : intp
-        Address of 22 words: x and its row and column steps; w and its row and column steps; b and its row and column steps,
-        b being 0 if there is none; alpha and its column step; y and its steps; the bit mask and its steps; m, k, n;
-        whether w is packed; the description of the operation.
-
-    Returns
-    -------
-    intp
-        0, or 1 if there is no memory.
+    The problem is 21 words: x and its row and column steps; w and its row and column steps; b and its row and column steps, b
+    being 0 if there is none; alpha and its column step; y and its steps; the bit mask and its steps; m, k, n; the
+    description of the operation.
     """
-    m, k, n, packed, description = words(problem + 136, 5)
-    if m == 0 or n == 0:
-        return 0
+    m, k, n, description = words(problem + 136, 4)
     MR, _, NR = words(description, 3)
     threads = read_word(pool_address() + LIMIT)
     work = m * n * larger(k, 1)
-    wanted = smaller(PARTS_PER_THREAD * threads, work // GRAIN)
     row_parts, column_parts = _ceil(m, MC), 1
     if work >= SERIAL and threads > 1:
-        wanted = larger(wanted, threads)
-        panels = _ceil(n, NR)
-        column_parts = smaller(panels, _ceil(wanted, row_parts))
+        wanted = larger(threads, smaller(PARTS_PER_THREAD * threads, work // GRAIN))
+        column_parts = smaller(_ceil(n, NR), _ceil(wanted, row_parts))
         if column_parts * row_parts < wanted and m > GOOD_ROWS:
             row_parts = larger(row_parts, smaller(_ceil(wanted, column_parts), m // GOOD_ROWS))
         if column_parts * row_parts < threads and m > LEAST_ROWS:
@@ -249,4 +241,99 @@ def product(problem):
     # Some thread got no scratch memory. This one may: every part can be done again.
     write_word(task + 32, 0)
     serial_for(_part_address(), task, parts)
-    return read_word(task + 32) != 0
+    return read_word(task + 32)
+
+
+def product(description, pointers, dimensions, steps):
+    """The loop of a generalized ufunc ``(k),(k,n),(n),alpha->(n),(q)``: y = f(x @ w + b), and the bit mask of y > 0.
+
+    Parameters
+    ----------
+    description : intp
+        Address of the words that `fastrelu.native.matrix.describe` lists.
+    pointers, dimensions, steps : intp
+        Addresses of what NumPy passes to a loop. b, alpha and the mask are operands only where the description says so.
+
+    Returns
+    -------
+    int32
+        0, or -1 with an exception set.
+    """
+    has_bias, has_alpha, alpha_is_row, has_mask = words(description + 112, 4)
+    outer, k, n = words(dimensions, 3)
+    if has_mask and read_word(dimensions + 24) != (n + 7) >> 3:
+        return fail(WRONG_MASK)
+    if outer == 0 or n == 0:
+        return 0
+    # After the outer steps, one an operand, come the core steps: k of x, k and n of w, and n of those that have it.
+    x, w = words(pointers, 2)
+    x_row, w_outer = words(steps, 2)
+    core = steps + 8 * (3 + has_bias + has_alpha + has_mask)
+    x_step, w_k, w_n = words(core, 3)
+    core += 24
+    operand = 16
+    bias = bias_row = bias_step = alpha = alpha_outer = alpha_step = mask = mask_row = mask_step = 0
+    if has_bias:
+        bias, bias_row, bias_step = read_word(pointers + operand), read_word(steps + operand), read_word(core)
+        operand += 8
+        core += 8
+    if has_alpha:
+        alpha, alpha_outer = read_word(pointers + operand), read_word(steps + operand)
+        operand += 8
+        if alpha_is_row:
+            alpha_step = read_word(core)
+            core += 8
+    y, y_row, y_step = read_word(pointers + operand), read_word(steps + operand), read_word(core)
+    if has_mask:
+        mask, mask_row, mask_step = read_word(pointers + operand + 8), read_word(steps + operand + 8), read_word(core + 8)
+    m, slices = outer, 1
+    if outer > 1 and (w_outer != 0 or alpha_outer != 0):
+        m, slices = 1, outer
+    status = enter_default_float_status()
+    problem = stack(168)
+    failed = 0
+    while slices > 0:
+        write_words(problem, (x, x_row, x_step, w, w_k, w_n))
+        write_words(problem + 48, (bias, bias_row, bias_step, alpha, alpha_step))
+        write_words(problem + 88, (y, y_row, y_step, mask, mask_row, mask_step))
+        write_words(problem + 136, (m, k, n, description))
+        failed |= _multiply(problem)
+        x += x_row
+        w += w_outer
+        bias += bias_row
+        alpha += alpha_outer
+        y += y_row
+        mask += mask_row
+        slices -= 1
+    leave_float_status(status)
+    if failed != 0:
+        return fail(NO_MEMORY)
+    return 0
+
+
+@register_jitable
+def _pack_panel(task, index):
+    w, w_k, w_n, k, n, target, narrow, wide, size, pack = words(task, 10)
+    j, end = index * wide, smaller(n, (index + 1) * wide)
+    while j < end:
+        width = _width(end - j, narrow, wide)
+        columns = smaller(width, end - j)
+        _pack(pack, w + j * w_n, w_k, w_n, k, columns, target + j * k * size, width * size)
+        j += columns
+
+
+_pack_panel_address = callback_address(_pack_panel, 2)
+
+
+def pack_weight(task):
+    """Pack a whole weight, panel after panel, as `product` reads it.
+
+    Parameters
+    ----------
+    task : intp
+        Address of ten words: w and its row and column steps; k and n; the target; the lanes of the narrowest and the widest
+        tile; the bytes of an element of the target; the address of the packing of the type of w. A panel of c columns begins
+        where the elements of the columns before end, k rows of c elements; the last is padded to a whole vector.
+    """
+    n, wide = read_word(task + 32), read_word(task + 56)
+    _parallel_for(_pack_panel_address(), task, _ceil(n, wide))

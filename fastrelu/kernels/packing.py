@@ -6,10 +6,9 @@ to be widened: float16 and bfloat16 become float32 here and nowhere else.
 
 from numba.extending import register_jitable
 
-from fastrelu.kernels.memory import smaller, stack, store, store_partial, words
+from fastrelu.kernels.memory import load_operands, size_of, smaller, stack, store, words
 from fastrelu.kernels.tile import load_row, load_transposed, store_tile
 from fastrelu.kernels.vector import ELEMENTS, Vector, widened
-from fastrelu.kernels.memory import load_operands, size_of
 
 
 def build(dtype: str, vector_bytes: int):

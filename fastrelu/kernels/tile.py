@@ -6,7 +6,7 @@ Addresses and steps are in bytes.
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic
 
 from fastrelu.kernels import half
 from fastrelu.kernels.memory import WORD, load_first, pointer, size_of, store_first
@@ -125,27 +125,42 @@ def add(typing_context, tile, other):
     return tile(tile, other), codegen
 
 
-def on_rows(function, rows: int):
-    """The function (tile, parameter) that applies ``function(row, parameter)`` to each row of a tile of `rows` rows."""
-    results = "".join(f"function(tile[{i}], parameter), " for i in range(rows))
-    namespace = {"function": function}
-    exec(f"def apply(tile, parameter):\n    return ({results})", namespace)  # a loop over a tuple cannot make another
-    return register_jitable(namespace["apply"])
+def on_rows(function):
+    """A primitive (tile, parameter) that applies the jitable ``function(row, parameter)`` to each row."""
+
+    @intrinsic
+    def apply(typing_context, tile, parameter):
+        kind = typing_context.resolve_value_type(function)
+        call = kind.get_call_type(typing_context, (tile.dtype, parameter), {})
+        result = types.UniTuple(call.return_type, tile.count)
+
+        def codegen(context, builder, sig, args):
+            compiled = context.get_function(kind, call)
+            rows = [compiled(builder, (builder.extract_value(args[0], i), args[1])) for i in range(tile.count)]
+            return context.make_tuple(builder, result, rows)
+
+        return result(tile, parameter), codegen
+
+    return apply
 
 
 @intrinsic
 def store_bits(typing_context, masks, address, count):
-    """Write each row of a tile of masks as one word of bits, lane 0 lowest; lanes from `count` on are 0."""
+    """Write the bits of a tile of masks row by row, each row from a new 64-bit word on, lane 0 lowest; lanes from `count` on
+    are 0.
+    """
 
     def codegen(context, builder, sig, args):
         value, address, count = args
-        # A shift by 64 would be undefined.
-        kept = builder.lshr(WORD(-1), builder.and_(builder.neg(count), WORD(63)))
         for i, mask in enumerate(masks):
-            bits = builder.bitcast(builder.extract_value(value, i), ir.IntType(mask.lanes))
-            bits = bits if mask.lanes == 64 else builder.zext(bits, WORD)
-            place = pointer(builder, builder.add(address, WORD(8 * i)))
-            builder.store(builder.and_(bits, kept), place, align=8)
+            numbers = ir.Constant(ir.VectorType(ir.IntType(32), mask.lanes), list(range(mask.lanes)))
+            shown = builder.icmp_signed("<", numbers, splat(builder, builder.trunc(count, ir.IntType(32)), mask.lanes))
+            bits = builder.bitcast(builder.and_(builder.extract_value(value, i), shown), ir.IntType(mask.lanes))
+            step = -(-mask.lanes // 64)
+            words = [builder.lshr(bits, bits.type(64 * part)) for part in range(step)]
+            for part, word in enumerate(words):
+                word = builder.trunc(word, WORD) if mask.lanes > 64 else builder.zext(word, WORD) if mask.lanes < 64 else word
+                builder.store(word, pointer(builder, builder.add(address, WORD(8 * (i * step + part)))), align=8)
         return context.get_dummy_value()
 
     return types.void(masks, types.intp, types.intp), codegen
@@ -187,11 +202,8 @@ def load_transposed(element: Element, lanes: int, partial: bool):
                 if partial:
                     number = builder.select(builder.icmp_signed("<", last, number), last, number)
                 place = pointer(builder, builder.add(address, builder.mul(step, number)), vector.llvm)
-                if partial:
-                    value = load_first(builder, place, vector, count)
-                else:
-                    value = builder.load(place, align=size_of(element))
-                columns.append(half.widen(builder, value, element.name) if element.is_half else value)
+                column = load_first(builder, place, vector, count) if partial else builder.load(place, align=size_of(element))
+                columns.append(half.widen(builder, column, element.name) if element.is_half else column)
             rows = _transpose(builder, columns, 16 // size_of(wide.element))
             return context.make_tuple(builder, kind, rows)
 

@@ -7,9 +7,9 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from fastrelu.native import linker, matrix, pool, target
+from fastrelu.native import errors, linker, matrix, pool, target
 from fastrelu.native.guard import lock
-from fastrelu.operations import HALVES, Fused, Loop
+from fastrelu.operations import Fused, Loop
 from fastrelu.threads import default_num_threads
 
 Source = tuple[Callable[..., Any], Any]
@@ -23,6 +23,9 @@ def _runtime() -> None:
         pool.write(pool.LIMIT, default_num_threads())
     pool.write(pool.CACHE, target.last_level_cache())
     linker.provide(pool.POOL, ctypes.addressof(pool.memory))
+    linker.provide(errors.ERRORS, ctypes.addressof(errors.table))
+    for function in errors.FUNCTIONS:
+        linker.provide(function, errors.address_of(function))
     linker.link(pool.PARALLEL_FOR, _parallel_for)
     linker.link(pool.ELEMENTWISE, _elementwise)
 
@@ -61,20 +64,51 @@ def _product() -> Source:
 
     from fastrelu.kernels.matrix import product
 
-    return product, types.intp(types.intp)
+    return product, types.int32(types.intp, types.intp, types.intp, types.intp)
 
 
-def _two_words(module: str, dtype: str, vector_bytes: int) -> Source:
-    """The function of two words that `module` of the kernels builds for a type."""
+def _pack_weight() -> Source:
     from numba import types
 
-    build = import_module(f"fastrelu.kernels.{module}").build
-    return build(dtype, vector_bytes), types.void(types.intp, types.intp)
+    from fastrelu.kernels.matrix import pack_weight
+
+    return pack_weight, types.void(types.intp)
 
 
-def link_packing(dtype: str, vector_bytes: int) -> int:
-    """Link the packing of matrices of `dtype` and return its address."""
-    return linker.link(matrix.pack_name(dtype, vector_bytes), lambda: _two_words("packing", dtype, vector_bytes))
+def _part(name: str, module: str, function: str, *arguments: Any) -> int:
+    """Link the function of two words that a function of the kernels' `module` builds."""
+
+    def source() -> Source:
+        from numba import types
+
+        build = getattr(import_module(f"fastrelu.kernels.{module}"), function)
+        return build(*arguments), types.void(types.intp, types.intp)
+
+    return linker.link(name, source)
+
+
+def _link_packing(dtype: str, vector_bytes: int) -> int:
+    return _part(matrix.pack_name(dtype, vector_bytes), "packing", "build", dtype, vector_bytes)
+
+
+@cache
+def _link_tiles(formula: str, dtype: str, vector_bytes: int) -> None:
+    """Link the micro-kernels with an activation, and provide the table of them."""
+    name = matrix.tiles_name(formula, dtype, vector_bytes)
+    write = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(
+        _part(name, "linear", "tiles", formula, dtype, vector_bytes)
+    )
+    table = (ctypes.c_int64 * len(matrix.Tiling(dtype, vector_bytes).shapes))()
+    write(ctypes.addressof(table), 0)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(table))  # the code that refers to it is never freed either
+    linker.provide(f"{name}_table", ctypes.addressof(table))
+
+
+def weight_packing(dtype: str, vector_bytes: int) -> tuple[int, int]:
+    """The addresses of the packing of whole weights, and of the packing of matrices of `dtype` that it needs."""
+    with lock:
+        _runtime()
+        return linker.link(matrix.PACK_WEIGHT, _pack_weight), _link_packing(dtype, vector_bytes)
 
 
 def address_of_fused(spec: Fused) -> int:
@@ -82,17 +116,22 @@ def address_of_fused(spec: Fused) -> int:
 
     def source() -> Source:
         from fastrelu.kernels.elementwise import LOOP
-        from fastrelu.kernels.linear import build
+        from fastrelu.kernels.linear import layer
 
-        return build(spec), LOOP
+        return layer(spec), LOOP
 
     dtype, vector_bytes = spec.dtypes[0], spec.vector_bytes
+    sums = matrix.Tiling(dtype, vector_bytes).sum_dtype
+    first, last = matrix.split_formula(spec)
     with lock:
         _runtime()
         linker.link(matrix.PRODUCT, _product)
-        link_packing(dtype, vector_bytes)
-        if dtype in HALVES:
-            link_packing("float32", vector_bytes)
-        else:
-            linker.link(matrix.thin_name(dtype, vector_bytes), lambda: _two_words("thin", dtype, vector_bytes))
+        _link_packing(dtype, vector_bytes)
+        _link_packing(sums, vector_bytes)
+        _link_tiles(first, sums, vector_bytes)
+        if sums == dtype:
+            _part(matrix.thin_name(dtype, vector_bytes), "thin", "build", dtype, vector_bytes)
+        if last is not None:
+            name = matrix.finish_name(last, dtype, spec.mask, vector_bytes)
+            _part(name, "linear", "finish", last, sums, dtype, spec.mask, vector_bytes)
         return linker.link(spec.name, source)

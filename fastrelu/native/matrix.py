@@ -5,18 +5,28 @@ Importing this module needs neither Numba nor llvmlite.
 
 import platform
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from fastrelu.operations import HALVES, Fused
 
 PRODUCT = "fastrelu_product"
+PACK_WEIGHT = "fastrelu_pack_weight"
 
 
 def pack_name(dtype: str, vector_bytes: int) -> str:
     """What the packing of a matrix of `dtype` is called."""
     return f"fastrelu_pack_{dtype}_{vector_bytes}"
+
+
+def tiles_name(formula: str, dtype: str, vector_bytes: int) -> str:
+    """What the micro-kernels with an activation are called."""
+    return f"fastrelu_tiles_{formula}_{dtype}_{vector_bytes}"
+
+
+def finish_name(formula: str, dtype: str, mask: bool, vector_bytes: int) -> str:
+    """What the pass after them is called."""
+    return f"fastrelu_finish_{formula}{'_mask' * mask}_{dtype}_{vector_bytes}"
 
 
 def thin_name(dtype: str, vector_bytes: int) -> str:
@@ -26,18 +36,19 @@ def thin_name(dtype: str, vector_bytes: int) -> str:
 
 @dataclass(frozen=True)
 class Tiling:
-    """The tiles of one operation on one type.
+    """The tiles for inputs of one type.
 
     ``rows`` x ``vectors`` accumulators, the vectors of a row of w and one element of x fit the registers: 6 x 4 of 32, as
     AVX-512 and NEON have, and 6 x 2 of 16. Measured on Zen 4 (AVX-512, k = 256, cached): 6 x 4, 7 x 4 and 12 x 2 all reach the
     limit of 117 GFLOP/s a core; 12 x 2 and 14 x 2 fall to 105 and 88 where the rows of x are 4096 bytes apart.
     """
 
-    spec: Fused
+    dtype: str
+    vector_bytes: int
 
     @property
     def registers(self) -> int:
-        return 32 if self.spec.vector_bytes == 64 or platform.machine() in ("arm64", "aarch64") else 16
+        return 32 if self.vector_bytes == 64 or platform.machine() in ("arm64", "aarch64") else 16
 
     @property
     def least_vectors(self) -> int:
@@ -53,30 +64,24 @@ class Tiling:
     def rows(self) -> int:
         return min(6, (self.registers - self.vectors - 1) // self.vectors)
 
-    @cached_property
-    def dtype(self) -> str:
-        """The type in which sums are made."""
-        return "float32" if self.spec.dtypes[0] in HALVES else self.spec.dtypes[0]
-
     @property
-    def alpha_dtype(self) -> str:
-        return self.dtype
+    def sum_dtype(self) -> str:
+        """The type in which sums are made, and in which alpha and packed weights are kept."""
+        return "float32" if self.dtype in HALVES else self.dtype
 
     @property
     def size(self) -> int:
-        return np.dtype(self.dtype).itemsize
+        """Bytes of an element of that type."""
+        return np.dtype(self.sum_dtype).itemsize
 
     @property
     def in_size(self) -> int:
-        return 2 if self.spec.dtypes[0] in HALVES else self.size
-
-    @property
-    def out_size(self) -> int:
-        return 2 if self.spec.dtypes[-1] in HALVES else self.size
+        """Bytes of an element of the inputs and of the output."""
+        return 2 if self.dtype in HALVES else self.size
 
     @property
     def lanes(self) -> int:
-        return self.spec.vector_bytes // self.size
+        return self.vector_bytes // self.size
 
     @property
     def wide(self) -> tuple[int, ...]:
@@ -84,8 +89,41 @@ class Tiling:
         return tuple(self.lanes << ((self.registers - 4) // rows).bit_length() - 1 for rows in (1, 2, 3))
 
     @property
+    def widths(self) -> list[int]:
+        """Lanes of the narrowest and of the widest tile; only one if they are the same."""
+        return [self.lanes * vectors for vectors in sorted({self.least_vectors, self.vectors})]
+
+    @property
     def shapes(self) -> list[tuple[int, int]]:
-        """Rows and lanes of all tiles: first, from narrow to wide, those with 1 to `rows` rows, then the wide ones."""
-        widths = [1 << i for i in range(self.vectors.bit_length()) if 1 << i >= self.least_vectors]
-        normal = [(rows, vectors * self.lanes) for vectors in widths for rows in range(1, self.rows + 1)]
+        """Rows and lanes of all tiles: first those of `widths` with 1 to `rows` rows, then the wide ones."""
+        normal = [(rows, lanes) for lanes in self.widths for rows in range(1, self.rows + 1)]
         return normal + list(zip((1, 2, 3), self.wide, strict=True))
+
+
+# Formulas of few operations, which are applied to a tile in registers.
+IN_REGISTERS = ("", "relu", "leaky_relu")
+
+
+def split_formula(spec: Fused) -> tuple[str, str | None]:
+    """What is applied to the tiles in registers, and what to their rows afterwards; None if nothing is left to do."""
+    is_half = spec.dtypes[0] in HALVES
+    if spec.formula in IN_REGISTERS and not is_half:
+        return spec.formula, "" if spec.mask else None
+    return "", spec.formula
+
+
+def describe(spec: Fused) -> list[int | str]:
+    """What `fastrelu.kernels.matrix` has to know of an operation: numbers, and names of external symbols."""
+    tiling = Tiling(spec.dtypes[0], spec.vector_bytes)
+    first, last = split_formula(spec)
+    is_half = spec.dtypes[0] in HALVES
+    return [
+        *(tiling.rows, tiling.widths[0], tiling.widths[-1], *tiling.wide),
+        *(tiling.in_size, tiling.size),
+        pack_name(tiling.dtype, spec.vector_bytes),
+        pack_name(tiling.sum_dtype, spec.vector_bytes),
+        0 if is_half else thin_name(tiling.dtype, spec.vector_bytes),
+        tiles_name(first, tiling.sum_dtype, spec.vector_bytes) + "_table",
+        0 if last is None else finish_name(last, tiling.dtype, spec.mask, spec.vector_bytes),
+        *(int(spec.packed), int(spec.has_bias), int(spec.has_alpha), int(spec.alpha_is_row), int(spec.mask)),
+    ]

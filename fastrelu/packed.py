@@ -1,0 +1,184 @@
+"""Prepacked weights: the order in which the matrix engine reads a weight, made once."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from fastrelu.operations import FLOATS
+
+__all__ = ["PackedWeight", "pack"]
+
+_PACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class PackedWeight:
+    """A weight in the order in which the fused layers read it, made by `pack`.
+
+    It is a copy: what is done to the array afterwards neither changes it nor makes it wrong. `matches` tells whether it still
+    holds the values of an array, and `update` takes them over.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (k, n), as of the array.
+    dtype : numpy.dtype
+        As of the array. float16 and bfloat16 are kept as float32, which is exact.
+    nbytes : int
+        Memory that it takes.
+    """
+
+    __array_ufunc__ = None  # NumPy's own functions refuse it
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+
+    def __init__(self, w: np.ndarray):
+        from fastrelu.native import target
+        from fastrelu.native.matrix import Tiling
+
+        self.shape, self.dtype = (w.shape[0], w.shape[1]), w.dtype
+        self._tiling = Tiling(w.dtype.name, target.vector_bytes())
+        k, n = self.shape
+        narrow = self._tiling.widths[0]
+        # Cache lines of the processor begin at multiples of 64 bytes.
+        size = np.dtype(self._tiling.sum_dtype).itemsize
+        raw = np.zeros(k * -(-n // narrow) * narrow * size + 64, np.uint8)
+        start = -raw.ctypes.data % 64
+        self._data = raw[start : len(raw) - 64 + start].view(self._tiling.sum_dtype)
+        # The engine takes the address alone. NumPy sees a matrix of the right shape.
+        self._operand = self._data[: k * n].reshape(k, n)
+        self._fill(w)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self._data.nbytes)
+
+    def _fill(self, w: np.ndarray) -> None:
+        k, n = self.shape
+        if k == 0 or n == 0:
+            return
+        tiling = self._tiling
+        pack_weight, pack_block = _functions(self.dtype.name, tiling.vector_bytes)
+        steps = (*w.strides, k, n)
+        sizes = (tiling.widths[0], tiling.widths[-1], tiling.size)
+        pack_weight(ctypes.byref((ctypes.c_int64 * 10)(w.ctypes.data, *steps, self._data.ctypes.data, *sizes, pack_block)))
+
+    def update(self, w: np.ndarray, /) -> None:
+        """Take over the values of `w`, without new memory. No call may use the object meanwhile.
+
+        Parameters
+        ----------
+        w : ndarray
+            An array of the same shape and type.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is not.
+        """
+        self._fill(_checked(w, "update", self.shape, self.dtype))
+
+    def unpack(self) -> np.ndarray:
+        """The weight as an array of its own.
+
+        Returns
+        -------
+        ndarray
+            Of shape `shape` and type `dtype`; every bit as it was packed.
+        """
+        k, n = self.shape
+        w = np.empty(self.shape, self._data.dtype)
+        narrow, wide = self._tiling.widths[0], self._tiling.widths[-1]
+        j = 0
+        while j < n and k > 0:
+            width = wide if n - j >= wide else narrow
+            columns = min(width, n - j)
+            w[:, j : j + columns] = self._data[j * k : (j + width) * k].reshape(k, width)[:, :columns]
+            j += columns
+        return w.astype(self.dtype, copy=False)
+
+    def matches(self, w: np.ndarray, /) -> bool:
+        """Whether it holds exactly the values of `w`, bit by bit.
+
+        Parameters
+        ----------
+        w : array_like
+            Anything.
+
+        Returns
+        -------
+        bool
+        """
+        w = np.asarray(w)
+        if w.shape != self.shape or w.dtype != self.dtype:
+            return False
+        return np.ascontiguousarray(w).tobytes() == self.unpack().tobytes()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pack, (self.unpack(),)  # another processor may want another order
+
+    def __repr__(self) -> str:
+        return f"PackedWeight(shape={self.shape}, dtype={self.dtype})"
+
+
+@cache
+def _functions(dtype: str, vector_bytes: int) -> tuple[Any, int]:
+    from fastrelu.native import loops
+
+    pack_weight, pack_block = loops.weight_packing(dtype, vector_bytes)
+    return _PACK(pack_weight), pack_block
+
+
+def _checked(w: Any, function: str, shape: tuple[int, ...] | None = None, dtype: Any = None) -> np.ndarray:
+    """`w` as a matrix that the packing can read."""
+    array = np.asarray(w)
+    if array.dtype.name not in FLOATS:
+        raise TypeError(f"{function}: w must be float16, bfloat16, float32 or float64, not {array.dtype.name}")
+    if array.ndim != 2:
+        raise ValueError(f"{function}: w must have two axes, (k, n), not shape {array.shape}")
+    if dtype is not None and array.dtype != dtype:
+        raise TypeError(f"{function}: w must have type {dtype}, not {array.dtype}")
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"{function}: w must have shape {shape}, not {array.shape}")
+    if not array.dtype.isnative or not array.flags.aligned:
+        array = np.array(array, array.dtype.newbyteorder("="))
+    return array
+
+
+def pack(w: Any, /) -> PackedWeight:
+    """Pack a weight once, for many calls of the fused layers.
+
+    ``linear_relu(x, pack(w), b)`` has the bits of ``linear_relu(x, w, b)`` and is faster: what each call does to bring w into
+    the order in which it is read is done already.
+
+    Parameters
+    ----------
+    w : array_like
+        The weight (k, n), of any strides, float16, bfloat16, float32 or float64.
+
+    Returns
+    -------
+    PackedWeight
+        A copy: changing `w` afterwards does not change it. Where the weight changes, as in training, call its `update`, or
+        do without.
+
+    Raises
+    ------
+    TypeError
+        If `w` has another type.
+    ValueError
+        If `w` has not two axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrelu
+    >>> w = fastrelu.pack(np.eye(3))
+    >>> fastrelu.linear_relu(np.array([1.0, -2.0, 3.0]), w)
+    array([1., 0., 3.])
+    """
+    return PackedWeight(_checked(w, "pack"))
