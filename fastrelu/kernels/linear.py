@@ -57,28 +57,32 @@ def _activation(formula: str):
 def micro_kernel(activation, element, ROWS: int, LANES: int):
     """The function (block, count) for `count` tiles of `ROWS` x `LANES` elements, one below the other.
 
-    The block is 18 words: a column of x, the steps between its rows and to the next column; the panel of w and the step between
-    its rows; the number of terms; how far ahead to ask for w; whether the block of terms is the first, and the last; the bias
-    and the step between its rows; the sums so far and the step between their rows; alpha; y, the step between its rows and
-    how many of its columns there are.
+    The block is 20 words: a column of x, the steps between its rows and to the next column; the panel of w and the step between
+    its rows; the number of terms; what will be needed next, which is asked for beside the first tile: its address, the step
+    after every 4 terms and that after each of these; whether the block of terms is the first, and the last; the bias and the step
+    between its rows; the sums so far and the step between their rows; alpha; y, the step between its rows and how many of
+    its columns there are.
     """
     LINES = max(1, LANES * size_of(element) // 64)
     zero, load_start, load_b = zeros(element, ROWS, LANES), load_tile(element, ROWS, LANES), load_row(element, LANES)
     activate = on_rows(activation)
 
     def kernel(block, count):
-        a, a_row, a_step, b, b_step, terms, ahead, is_first, is_last = words(block, 9)
-        start, start_row, total, total_row, alpha, y, y_row, columns = words(block + 72, 8)
+        a, a_row, a_step, b, b_step, terms, soon, soon_four, soon_one, is_first, is_last = words(block, 11)
+        start, start_row, total, total_row, alpha, y, y_row, columns = words(block + 88, 8)
         while count > 0:
             tile = load_start(start, start_row) if is_first else zero()
-            column, row, left = a, b, terms
-            while left > 0:
+            column, row, p = a, b, 0
+            while p < terms:
                 tile = fma_outer(tile, column, a_row, load_b(row))
+                place = soon + (p >> 2) * soon_four + (p & 3) * soon_one
                 for line in range(LINES):
-                    prefetch(row + ahead + 64 * line)
+                    prefetch(place + 64 * line)
+                prefetch(a + (ROWS + (p & 7)) * a_row + (p & -8) * a_step)
                 column += a_step
                 row += b_step
-                left -= 1
+                p += 1
+            soon, soon_four, soon_one = b, 0, 0
             if not is_first:
                 tile = add(load_start(total, total_row), tile)
             if not is_last:

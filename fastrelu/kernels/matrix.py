@@ -53,14 +53,18 @@ _START = _Y + MC * PANEL_BYTES
 _ALPHA = _START + MC * PANEL_BYTES
 SCRATCH = _ALPHA + ROW_BYTES
 
-# Multiply-adds below which a product stays on one thread, and those that are worth a part.
-SERIAL = 200_000
+# Multiply-adds below which a product stays on one thread, and those that are worth a part. An element of w costs as much as 8
+# even if there is a single row.
+SERIAL = 500_000
+W_COST = 8
 GRAIN = 1_000_000
 PARTS_PER_THREAD = 8
 # Rows that a part keeps for packing to be worth while, and fewer if threads would have no work.
 GOOD_ROWS, LEAST_ROWS = 256, 48
 # Rows up to which w is read where it lies.
 DIRECT_ROWS = 12
+# Rows of w that are asked for in advance where it is read where it lies.
+ROWS_AHEAD = 8
 
 
 @register_jitable
@@ -119,7 +123,7 @@ def _part(task, index):
     whole, rest = rows // MR, rows % MR
     in_place = w_n == SIZE and IN == SIZE and not packed
     is_thin = rows <= MAX_ROWS and thin != 0 and x_step == SIZE and w_k == SIZE and w_n != SIZE and not packed and k > 1
-    block = stack(136)
+    block = stack(152)
     while j < j_end:
         width = _width(j_end - j, NARROW, NR)
         table = kernels + (MR * 8 if width > NARROW else 0)
@@ -156,29 +160,34 @@ def _part(task, index):
         p = first
         while True:
             terms = smaller(KC, k - p)
-            b, b_step, ahead = scratch + _W, width * SIZE, 0
+            b, b_step = scratch + _W, width * SIZE
+            # Beside the first tile the next panel is asked for: its memory arrives while there is something else to do.
+            soon = w + (p + KC) * w_k + j * w_n if p + KC < k else w + (j + width) * w_n
             if packed:
                 b = w + (j * k + p * width) * SIZE
-                ahead = KC * b_step
+                soon, soon_four, soon_one = b + KC * b_step, 4 * b_step, b_step
             elif in_place and columns == width and (rows <= DIRECT_ROWS or w_k == b_step):
                 b, b_step = w + p * w_k + j * SIZE, w_k
-                ahead = 8 * b_step
+                soon, soon_four, soon_one = b + ROWS_AHEAD * b_step, 4 * b_step, b_step
             else:
                 _pack(pack, w + p * w_k + j * w_n, w_k, w_n, terms, columns, b, b_step)
+                soon_four, soon_one = 4 * w_k, w_k
+                if w_k == IN:
+                    soon_four, soon_one = w_n, PANEL_BYTES
             a, a_row, a_step = x + p * x_step, x_row, x_step
             if IN != SIZE:
                 a, a_row, a_step = scratch + _X, X_STEP, SIZE
                 _pack(pack, x + p * x_step, x_row, x_step, rows, terms, a, a_row)
             is_first, is_last = p == first, p + terms >= k
-            write_words(block, (a, a_row, a_step, b, b_step, terms, ahead, is_first, is_last))
-            write_words(block + 72, (start, start_row, total, total_row, scratch + _ALPHA, target, target_row, shown))
+            write_words(block, (a, a_row, a_step, b, b_step, terms, soon, soon_four, soon_one, is_first, is_last))
+            write_words(block + 88, (start, start_row, total, total_row, scratch + _ALPHA, target, target_row, shown))
             if whole > 0:
                 call_address(read_word(table + 8 * MR - 8), block, whole)
             if rest > 0:
                 done = whole * MR
                 write_word(block, a + done * a_row)
-                write_words(block + 72, (start + done * start_row, start_row, total + done * total_row))
-                write_word(block + 112, target + done * target_row)
+                write_words(block + 88, (start + done * start_row, start_row, total + done * total_row))
+                write_word(block + 128, target + done * target_row)
                 call_address(read_word(table + 8 * rest - 8), block, 1)
             p += terms
             if is_last:
@@ -217,7 +226,7 @@ def _multiply(problem):
     m, k, n, description = words(problem + 136, 4)
     MR, _, NR = words(description, 3)
     threads = read_word(pool_address() + LIMIT)
-    work = m * n * larger(k, 1)
+    work = (m + W_COST) * n * larger(k, 1)
     row_parts, column_parts = _ceil(m, MC), 1
     if work >= SERIAL and threads > 1:
         wanted = larger(threads, smaller(PARTS_PER_THREAD * threads, work // GRAIN))
@@ -289,6 +298,12 @@ def product(description, pointers, dimensions, steps):
     m, slices = outer, 1
     if outer > 1 and (w_outer != 0 or alpha_outer != 0):
         m, slices = 1, outer
+    thin, packed = read_word(description + 80), read_word(description + 104)
+    is_narrow = n <= MAX_ROWS and m > n and w_outer == 0 and not packed and not has_mask and alpha_step == 0
+    if is_narrow and thin != 0 and k > 1 and x_step == w_k and x_step == read_word(description + 56):
+        # With a few columns y is calculated as its transpose, which has a few rows: the same sums of the same products.
+        x, w, x_row, w_n, m, n = w, x, w_n, x_row, n, m
+        bias_row, bias_step, y_row, y_step = bias_step, bias_row, y_step, y_row
     status = enter_default_float_status()
     problem = stack(168)
     failed = 0

@@ -46,21 +46,26 @@ def build(dtype: str, vector_bytes: int):
     def copy_transposed(source, column_step, rows, columns, target, target_step):
         """The elements of a column are neighbours: squares are transposed in registers."""
         square = stack(SQUARE)
+        # Columns a large power of two apart meet in one set of the first-level cache, which has room for 8 lines: they are
+        # read a whole line at a time, lest each be fetched twice (24 instead of 46 GB/s).
+        head = smaller((-source & 63) // SIZE, rows) if column_step & 1023 == 0 else 0
         for j in range(0, columns, LANES):
             last = smaller(columns - j, LANES) - 1
             column, to = source + j * column_step, target + j * WIDE
-            i = 0
-            while i <= rows - LANES and last == LANES - 1:
-                store_tile(load_square(column + i * SIZE, column_step, last, 0), to, target_step)
-                to += LANES * target_step
-                i += LANES
-            while i < rows:
-                count = smaller(rows - i, LANES)
-                store_tile(load_square_first(column + i * SIZE, column_step, last, count), square, LANES * WIDE)
-                for row in range(count):
-                    store(to, 0, load_wide(square + row * LANES * WIDE))
-                    to += target_step
-                i += count
+            count = head if head > 0 else smaller(LANES, rows)
+            left = rows
+            while left > 0:
+                if count == LANES and last == LANES - 1:
+                    store_tile(load_square(column, column_step, last, 0), to, target_step)
+                    to += LANES * target_step
+                else:
+                    store_tile(load_square_first(column, column_step, last, count), square, LANES * WIDE)
+                    for row in range(count):
+                        store(to, 0, load_wide(square + row * LANES * WIDE))
+                        to += target_step
+                column += count * SIZE
+                left -= count
+                count = smaller(LANES, left)
 
     @register_jitable
     def copy_any(source, row_step, column_step, rows, columns, target, target_step):
