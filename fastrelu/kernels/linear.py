@@ -41,6 +41,9 @@ from fastrelu.kernels.vector import ELEMENTS, narrow
 from fastrelu.native.matrix import PRODUCT, Tiling, describe
 from fastrelu.operations import Fused
 
+# Terms between two requests for what will be needed later.
+STRIDE = 4
+
 _product = types.ExternalFunction(PRODUCT, types.int32(types.intp, types.intp, types.intp, types.intp))
 
 
@@ -74,15 +77,22 @@ def micro_kernel(activation, element, ROWS: int, LANES: int):
             tile = load_start(start, start_row) if is_first else zero()
             column, row, p = a, b, 0
             while p < terms:
-                tile = fma_outer(tile, column, a_row, load_b(row))
-                place = soon + (p >> 2) * soon_four + (p & 3) * soon_one
-                for line in range(LINES):
-                    prefetch(place + 64 * line)
-                prefetch(a + (ROWS + (p & 7)) * a_row + (p & -8) * a_step)
-                column += a_step
-                row += b_step
-                p += 1
-            soon, soon_four, soon_one = b, 0, 0
+                stop = smaller(p + STRIDE, terms)
+                if soon != 0:
+                    for line in range(LINES):
+                        for i in range(STRIDE):
+                            prefetch(soon + i * soon_one + 64 * line)
+                    soon += soon_four
+                if count > 1:
+                    next_rows = a + (ROWS + ((p >> 2) & 3)) * a_row + (p & -16) * a_step
+                    prefetch(next_rows)
+                    prefetch(next_rows + 4 * a_row)
+                while p < stop:
+                    tile = fma_outer(tile, column, a_row, load_b(row))
+                    column += a_step
+                    row += b_step
+                    p += 1
+            soon = 0
             if not is_first:
                 tile = add(load_start(total, total_row), tile)
             if not is_last:

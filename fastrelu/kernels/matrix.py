@@ -131,13 +131,11 @@ def _part(task, index):
             width = read_word(wide + 8 * rows - 8)
             table = kernels + (MR * 16 if NR > NARROW else MR * 8)
         columns = smaller(width, j_end - j)
-        # The sums are made in y itself where that is possible.
         target, target_row, shown = y + j * y_step, y_row, columns
         if y_step != IN or IN != SIZE:
             target, target_row, shown = scratch + _Y, width * SIZE, width
+        # Sums that are not complete stay out of y, whose rows may meet in few sets of the second-level cache.
         total, total_row = scratch + _TOTAL, width * SIZE
-        if shown == width:
-            total, total_row = target, target_row
         # The bias and alpha of these columns, dense and of the type of the sums.
         start, start_row = scratch + _START, 0
         if bias == 0:
@@ -163,15 +161,15 @@ def _part(task, index):
             b, b_step = scratch + _W, width * SIZE
             # Beside the first tile the next panel is asked for: its memory arrives while there is something else to do.
             soon = w + (p + KC) * w_k + j * w_n if p + KC < k else w + (j + width) * w_n
+            soon_four, soon_one = 4 * w_k, w_k
             if packed:
                 b = w + (j * k + p * width) * SIZE
-                soon, soon_four, soon_one = b + KC * b_step, 4 * b_step, b_step
+                soon, soon_four, soon_one = b + KC * b_step if rows > MR else 0, 4 * b_step, b_step
             elif in_place and columns == width and (rows <= DIRECT_ROWS or w_k == b_step):
                 b, b_step = w + p * w_k + j * SIZE, w_k
-                soon, soon_four, soon_one = b + ROWS_AHEAD * b_step, 4 * b_step, b_step
+                soon, soon_four, soon_one = b + 4 * b_step, 4 * b_step, b_step
             else:
                 _pack(pack, w + p * w_k + j * w_n, w_k, w_n, terms, columns, b, b_step)
-                soon_four, soon_one = 4 * w_k, w_k
                 if w_k == IN:
                     soon_four, soon_one = w_n, PANEL_BYTES
             a, a_row, a_step = x + p * x_step, x_row, x_step
