@@ -60,21 +60,21 @@ def _activation(formula: str):
 def micro_kernel(activation, element, ROWS: int, LANES: int):
     """The function (block, count) for `count` tiles of `ROWS` x `LANES` elements, one below the other.
 
-    The block is 20 words: a column of x, the steps between its rows and to the next column; the panel of w and the step between
+    The block is 20 words. A column of x, the steps between its rows and to the next column; the panel of w and the step between
     its rows; the number of terms; what will be needed next, which is asked for beside the first tile: its address, the step
-    after every 4 terms and that after each of these; whether the block of terms is the first, and the last; the bias and the step
-    between its rows; the sums so far and the step between their rows; alpha; y, the step between its rows and how many of
-    its columns there are.
+    after every 4 terms and that after each of these; whether the chain of terms starts from a given tile, whether sums so far
+    are added at its end, and whether that is all; the tile to start from and the step between its rows; where the sums are
+    kept and the step between their rows; alpha; y, the step between its rows and how many of its columns there are.
     """
     LINES = max(1, LANES * size_of(element) // 64)
     zero, load_start, load_b = zeros(element, ROWS, LANES), load_tile(element, ROWS, LANES), load_row(element, LANES)
     activate = on_rows(activation)
 
     def kernel(block, count):
-        a, a_row, a_step, b, b_step, terms, soon, soon_four, soon_one, is_first, is_last = words(block, 11)
-        start, start_row, total, total_row, alpha, y, y_row, columns = words(block + 88, 8)
+        a, a_row, a_step, b, b_step, terms, soon, soon_four, soon_one, has_start, has_sums, is_last = words(block, 12)
+        start, start_row, total, total_row, alpha, y, y_row, columns = words(block + 96, 8)
         while count > 0:
-            tile = load_start(start, start_row) if is_first else zero()
+            tile = load_start(start, start_row) if has_start else zero()
             column, row, p = a, b, 0
             while p < terms:
                 stop = smaller(p + STRIDE, terms)
@@ -93,7 +93,7 @@ def micro_kernel(activation, element, ROWS: int, LANES: int):
                     row += b_step
                     p += 1
             soon = 0
-            if not is_first:
+            if has_sums:
                 tile = add(load_start(total, total_row), tile)
             if not is_last:
                 store_tile(tile, total, total_row)
