@@ -234,18 +234,19 @@ def markdown(date: str, machine: dict[str, str], points: list[Point]) -> str:
     return "\n".join([*head, *map(_line, points)]) + "\n"
 
 
-def write_readme(table: str, readme: Path = README) -> bool:
-    """Put the table between the markers of the README; False if it has none, or does not exist."""
-    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
+def write_readme(table: str, begin: str = BEGIN, end: str = END) -> bool:
+    """Put the table between two markers of the README; False if it lacks them, or does not exist."""
+    text = README.read_text(encoding="utf-8") if README.exists() else ""
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
         return False
-    readme.write_text(f"{before}{BEGIN}\n{table}{END}{after}", encoding="utf-8")
+    README.write_text(f"{before}{begin}\n{table}{end}{after}", encoding="utf-8")
     return True
 
 
-def _machine() -> dict[str, str]:
+def machine() -> dict[str, str]:
+    """What the figures were measured on."""
     everything = facts()
     names = ("processor", "threads", "fastrelu", "Python", "NumPy", "Numba", "torch", "jax", "numexpr")
     return {name: everything[name].split(",")[0] for name in names if everything[name] != "not installed"}
@@ -261,19 +262,19 @@ def main() -> None:
     if arguments.render:
         results = json.loads(RESULTS.read_text(encoding="utf-8"))
         points = [Point(**point) for point in results["points"]]
-        date, machine = results["date"], results["machine"]
+        date, host = results["date"], results["machine"]
     else:
-        date, machine, points = datetime.date.today().isoformat(), _machine(), []
+        date, host, points = datetime.date.today().isoformat(), machine(), []
         for group in arguments.only or GROUPS:
             for point in GROUPS[group]():
                 points.append(point)
                 print(_line(point), flush=True)
         if arguments.only:
             return
-        results = {"date": date, "machine": machine, "points": [asdict(point) for point in points]}
+        results = {"date": date, "machine": host, "points": [asdict(point) for point in points]}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(f"written: {RESULTS}")
-    written = write_readme(markdown(date, machine, points))
+    written = write_readme(markdown(date, host, points))
     print(f"{'written' if written else 'not written, it lacks the markers'}: {README}")
 
 

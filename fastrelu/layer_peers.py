@@ -90,32 +90,43 @@ def _jax(x: np.ndarray, weight: np.ndarray, b: np.ndarray) -> Call:
 
 
 def _onnxruntime(x: np.ndarray, weight: np.ndarray, b: np.ndarray) -> Call:
-    """ONNX Runtime: Gemm and Relu, with the weight as a constant, which it packs."""
-    import onnx
+    """ONNX Runtime: Gemm and Relu, with a weight that may be another in each call, as for all that is called plain here."""
+    return _onnxruntime_session(x, weight, b, constant=False)
+
+
+def _onnxruntime_packed(x: np.ndarray, weight: np.ndarray, b: np.ndarray) -> Call:
+    """The same with the weight as a constant of the model, which ONNX Runtime packs once."""
+    return _onnxruntime_session(x, weight, b, constant=True)
+
+
+def _onnxruntime_session(x: np.ndarray, weight: np.ndarray, b: np.ndarray, constant: bool) -> Call:
     import onnxruntime
     from onnx import helper, numpy_helper
 
     kind = helper.np_dtype_to_tensor_dtype(x.dtype)
+    operands = {"w": weight, "b": b}
+    y = np.empty((len(x), len(weight)), x.dtype)
     graph = helper.make_graph(
         [helper.make_node("Gemm", ["x", "w", "b"], ["z"], transB=1), helper.make_node("Relu", ["z"], ["y"])],
         "layer",
-        [helper.make_tensor_value_info("x", kind, x.shape)],
-        [helper.make_tensor_value_info("y", kind, (len(x), len(weight)))],
-        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(b, "b")],
+        [helper.make_tensor_value_info(name, kind, a.shape) for name, a in {"x": x, **({} if constant else operands)}.items()],
+        [helper.make_tensor_value_info("y", kind, y.shape)],
+        [numpy_helper.from_array(a, name) for name, a in operands.items()] if constant else [],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = fastrelu.get_num_threads()
-    content = model.SerializeToString() if weight.nbytes < 1 << 30 else None
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    y = np.empty((len(x), len(weight)), x.dtype)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
-    binding.bind_cpu_input("x", x)
+    for name, a in {"x": x, **({} if constant else operands)}.items():
+        binding.bind_cpu_input(name, a)
     binding.bind_output("y", "cpu", 0, y.dtype, y.shape, y.ctypes.data)
-    run = session._sess.run_with_iobinding
-    inner = binding._iobinding
-    del onnx
-    return lambda: (run(inner, None), y)
+
+    def call() -> np.ndarray:
+        session.run_with_iobinding(binding)
+        return y
+
+    return call
 
 
 LAYERS: dict[str, Maker] = {
@@ -126,12 +137,16 @@ LAYERS: dict[str, Maker] = {
     "onednn": _onednn,
     "jax": _jax,
     "onnxruntime": _onnxruntime,
+    "onnxruntime packed": _onnxruntime_packed,
 }
 """The layer, bound to (x, weight, b), as each of them calculates it."""
 
-_MODULES = {"onednn": "torch", "onnxruntime": "onnxruntime"}
+PLAIN = ("numpy", "torch", "jax", "onnxruntime")
+"""The peers that take any weight in each call. The others have packed it."""
+
+_MODULES = {"onednn": "torch", "onnxruntime": "onnx", "onnxruntime packed": "onnx"}
 
 
-def installed(names: Iterable[str] = LAYERS) -> list[str]:
+def installed(names: Iterable[str] = tuple(LAYERS)) -> list[str]:
     """Those of the names in `LAYERS` that can be measured here."""
     return [name for name in names if name.startswith("fastrelu") or available(_MODULES.get(name, name))]

@@ -187,7 +187,11 @@ def _checked_mask(base: str, mask: Any, columns: int) -> np.ndarray:
 
 def _shape_error(base: str, operands: tuple[Any, ...], out: Any) -> ValueError | None:
     """What is wrong with the shapes of the operands, if it is a core dimension."""
-    x, w, b, *alpha = (None if o is None else o.shape if type(o) is PackedWeight else np.shape(o) for o in operands)
+    shapes = [o.shape if type(o) is PackedWeight else np.shape(o) for o in operands if o is not None]
+    x, w = shapes[:2]
+    rows = dict(
+        zip((name for name, o in zip(["b", "alpha"], operands[2:], strict=False) if o is not None), shapes[2:], strict=True)
+    )
     if len(x) < 1:
         return ValueError(f"{base}: x must have at least one axis, (..., k), not shape {x}")
     if len(w) < 2:
@@ -195,8 +199,8 @@ def _shape_error(base: str, operands: tuple[Any, ...], out: Any) -> ValueError |
     if x[-1] != w[-2]:
         return ValueError(f"{base}: w must have shape (..., {x[-1]}, n) for x of shape {x}, not {w}")
     n = w[-1]
-    for name, shape in (("b", b), *(("alpha", s) for s in alpha if LAYERS[base].alpha == "(n)")):
-        if shape is not None and shape[-1:] != (n,):
+    for name, shape in zip(given[2:], shapes[2:], strict=True):
+        if (name == "b" or LAYERS[base].alpha == "(n)") and shape[-1:] != (n,):
             return ValueError(f"{base}: {name} must have shape (..., {n}) for w of shape {w}, not {shape}")
     if isinstance(out, ndarray) and out.shape[-1:] != (n,):
         return ValueError(f"{base}: out must have shape (..., {n}) for w of shape {w}, not {out.shape}")

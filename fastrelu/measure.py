@@ -166,6 +166,28 @@ def _parallel_copy(copy: Callable[..., None], target: np.ndarray, source: np.nda
     return lambda: list(pool.map(copy, targets, sources))
 
 
+def reads(source: np.ndarray) -> dict[str, Call]:
+    """Ways of reading a contiguous array once: the fastest is what the memory allows.
+
+    Parameters
+    ----------
+    source : ndarray
+        A contiguous array.
+
+    Returns
+    -------
+    dict of str to callable
+        For `compare`: on one thread, and on as many as `fastrelu.get_num_threads` allows.
+    """
+    from fastrelu.stream import read_streaming
+
+    source, threads = source.reshape(-1).view(np.uint8), get_num_threads()
+    share = (len(source) // threads + 64) & -64
+    parts = [source[start : start + share] for start in range(0, len(source), share)]
+    pool = _pool(threads)
+    return {"read": partial(read_streaming, source), "read on threads": lambda: list(pool.map(read_streaming, parts))}
+
+
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)

@@ -69,11 +69,11 @@ def _make_layer(layer: Layer) -> np.ufunc:
 
 def _packed_element(layer: Layer, classes: Any) -> str:
     """The type to calculate in where w is prepacked and must not be cast: that of x if it is a half, else that of w."""
-    x, w = (np.dtype(cls.type) for cls in classes[:2])
+    x, w = (cast("np.dtype[Any]", np.dtype(cls.type)) for cls in classes[:2])
     fits = w.name in ("float32", "float64") and (np.can_cast(x, w) or (x.name in HALVES and w.name == "float32"))
     if not fits:
         raise TypeError(f"{layer.base}: x of type {x.name} does not fit a packed w of type {w.name}")
-    return x.name if x.name in HALVES and w.name == "float32" else w.name
+    return str(x.name if x.name in HALVES and w.name == "float32" else w.name)
 
 
 def _dtype(name: str) -> np.dtype[Any]:
