@@ -1,4 +1,7 @@
-"""The fused layer on the layers of `bench.layers`: ``linear_relu-64-784-256-fastrelu packed`` is m, k, n and who calculates it."""
+"""The fused layer on the layers of `bench.layers`.
+
+``linear_relu-64-784-256-fastrelu packed`` is m, k, n and who calculates it.
+"""
 
 from __future__ import annotations
 

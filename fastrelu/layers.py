@@ -189,9 +189,7 @@ def _shape_error(base: str, operands: tuple[Any, ...], out: Any) -> ValueError |
     """What is wrong with the shapes of the operands, if it is a core dimension."""
     shapes = [o.shape if type(o) is PackedWeight else np.shape(o) for o in operands if o is not None]
     x, w = shapes[:2]
-    rows = dict(
-        zip((name for name, o in zip(["b", "alpha"], operands[2:], strict=False) if o is not None), shapes[2:], strict=True)
-    )
+    given = [name for name, operand in zip(("x", "w", "b", "alpha"), operands, strict=False) if operand is not None]
     if len(x) < 1:
         return ValueError(f"{base}: x must have at least one axis, (..., k), not shape {x}")
     if len(w) < 2:

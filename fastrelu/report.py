@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 import fastrelu
-from fastrelu import measure, peers
+from fastrelu import layer_peers, measure, peers
 from fastrelu.native import store, target
 
 OPERATIONS = ("relu", "relu_backward", "tanh", "sigmoid", "elu", "softplus")
 SIZES = (10, 10_000, 1_000_000, 50_000_000)
+LAYERS = ((1, 784, 256), (64, 784, 256), (64, 256, 128), (64, 128, 10), (1024, 784, 256), (128, 768, 3072), (1024, 1024, 1024))
 SECONDS = 0.15
 """What one line of the table may take, unless its calls are long."""
 
@@ -99,20 +100,52 @@ def print_times() -> None:
     libraries = peers.libraries("float32")
     header = ("float32", "n", "time", "GB/s", "of limit", *libraries)
     rows: list[tuple[str, int, Row]] = []
+    layers: list[Row] = []
     failures: dict[str, str] = {}
-    with _progress(len(OPERATIONS) * len(SIZES)) as advance:
+    with _progress(len(OPERATIONS) * len(SIZES) + len(LAYERS)) as advance:
         for size in SIZES:
             for name in OPERATIONS:
                 advance(f"{name} {quantity(size)}")
                 rows.append((name, size, _times(peers.CASES[name], size, libraries, failures)))
+        layers += _layer_rows(advance, failures)
     rows.sort(key=lambda row: (OPERATIONS.index(row[0]), row[1]))
     _print_table(header, [cells for _, _, cells in rows])
     print(
         "\nTime of one call f(x, out=y). Under a library: how many times as long it takes; below 1.00 it is faster."
         "\nLimit: GB/s of the fastest plain copy of n numbers, timed in the same turns."
     )
+    print()
+    _print_table(layers[0], layers[1:])
+    print("\nrelu(x @ w.T + b). Limit: nothing but multiply-adds on all cores. packed, onednn: the weight was packed before.")
     for library, reason in failures.items():
         print(f"{library} does not work here: {reason}")
+
+
+def _layer_rows(advance: Callable[[str], Any], failures: dict[str, str]) -> Iterator[Row]:
+    """The fused layer: GFLOP/s, and the share of the limit of multiply-adds."""
+    from fastrelu.fma import multiply_adds
+
+    libraries = layer_peers.installed()[1:]
+    yield ("linear_relu, float32", "m x k x n", "time", "GFLOP/s", "of limit", *libraries)
+    limit, operations = multiply_adds()
+    for m, k, n in LAYERS:
+        advance(f"linear_relu {m} x {k} x {n}")
+        operands = layer_peers.operands(m, k, n)
+        calls = {"fastrelu": layer_peers.LAYERS["fastrelu"](*operands)}
+        for name in libraries:
+            if name not in failures:
+                try:
+                    calls[name] = layer_peers.LAYERS[name](*operands)
+                    calls[name]()
+                except Exception as error:  # whatever another library raises, this command is not about it
+                    failures[name] = f"linear_relu: {error}"
+                    calls.pop(name, None)
+        timings = measure.compare({**calls, "limit": limit}, SECONDS, turns=2)
+        seconds = timings["fastrelu"].minimum
+        speed = 2 * m * k * n / seconds
+        ratios = (f"{timings[name].minimum / seconds:.2f}" if name in timings else "-" for name in libraries)
+        share = speed * timings["limit"].minimum / operations
+        yield ("linear_relu", f"{m} x {k} x {n}", duration(seconds), f"{speed / 1e9:.3g}", f"{share:.0%}", *ratios)
 
 
 def _times(case: peers.Case, size: int, libraries: list[str], failures: dict[str, str]) -> Row:
