@@ -39,17 +39,22 @@ from fastrelu.operations import KC
 
 _parallel_for = types.ExternalFunction(PARALLEL_FOR, types.void(types.intp, types.intp, types.intp))
 
-# Rows of a part: enough to make packing cheap, few enough for their sums in a panel to stay in the second-level cache.
-MC = 768
+# Rows of a part in float32, half of them in float64, and panels that it calculates at a time: a block of x and the sums of a
+# group of panels, 400 KB each, share the second-level cache. There are enough rows to make it cheap to pack w, and enough
+# panels to make it worth while to copy x.
+MC = 384
+GROUP = 4
+# Rows from which on there are groups.
+GROUP_ROWS = 64
 # A thread's scratch memory, by what is kept there: a panel of w, rows of x, sums, rows of results, of biases, alpha.
 PANEL_BYTES = 256  # of a row of the widest panel that is packed
 STRIP_BYTES = 8192  # of a row of the longest strip
-X_STEP = 4 * KC + 64  # not a multiple of 4096, lest all rows of x meet in one set of the first-level cache
+X_GAP = 64  # between rows of x, lest they all meet in one set of the first-level cache
 _W = 0
 _X = _W + KC * PANEL_BYTES
-_TOTAL = _X + MC * X_STEP
-_Y = _TOTAL + MC * PANEL_BYTES
-_START = _Y + MC * PANEL_BYTES
+_TOTAL = _X + MC * (4 * KC + X_GAP) + MC // 2 * X_GAP
+_Y = _TOTAL + MC * GROUP * PANEL_BYTES
+_START = _Y + MC * GROUP * PANEL_BYTES
 _ALPHA = _START + MC * PANEL_BYTES
 SCRATCH = _ALPHA + STRIP_BYTES
 _CHAIN = _X  # a strip's, where no rows of x are packed
@@ -131,49 +136,55 @@ def _activate(block, kernel, lanes, size, columns, sums, row, alpha, target, tar
 
 
 @register_jitable
-def _panel(problem, block, scratch, rows, x, table, j, width, columns, in_place, start, start_row, target, target_row, shown):
-    """The loops pc and, in the micro-kernel, ir: one panel of w, packed if it has to be, for all rows of the part."""
+def _panels(problem, block, scratch, rows, x, table, j, lanes, width, columns, start, start_row, target, target_row, shown):
+    """The loops pc, jr and, in the micro-kernel, ir: a group of panels of w, each packed if it has to be, for all rows."""
     x_row, x_step, w, w_k, w_n = words(problem + 8, 5)
     k, _, description = words(problem + 144, 3)
     MR = read_word(description)
     IN, SIZE, pack = words(description + 48, 3)
     packed = read_word(description + 104)
+    is_in_place = w_n == SIZE and IN == SIZE and not packed and lanes <= columns
     whole, rest = rows // MR, rows % MR
     # Sums that are not complete stay out of y, whose rows may meet in few sets of the second-level cache.
-    total, total_row = scratch + _TOTAL, width * SIZE
+    row, b_row = width * SIZE, lanes * SIZE
     p = 0
     while True:
         terms = smaller(KC, k - p)
-        b, b_step = scratch + _W, width * SIZE
-        # Beside the first tile the next panel is asked for: its memory arrives while there is something else to do.
-        soon = w + (p + KC) * w_k + j * w_n if p + KC < k else w + (j + width) * w_n
-        soon_four, soon_one = 4 * w_k, w_k
-        if packed:
-            b = w + (j * k + p * width) * SIZE
-            soon, soon_four, soon_one = b + KC * b_step if rows > MR else 0, 4 * b_step, b_step
-        elif in_place and columns == width and (rows <= DIRECT_ROWS or w_k == b_step):
-            b, b_step = w + p * w_k + j * SIZE, w_k
-            soon = b + 4 * b_step
-        else:
-            _pack(pack, w + p * w_k + j * w_n, w_k, w_n, terms, columns, b, b_step)
-            if w_k == IN:
-                soon_four, soon_one = w_n, PANEL_BYTES
-        a, a_row, a_step = x + p * x_step, x_row, x_step
-        if IN != SIZE:
-            a, a_row, a_step = scratch + _X, X_STEP, SIZE
-            _pack(pack, x + p * x_step, x_row, x_step, rows, terms, a, a_row)
         is_first, is_last = p == 0, p + terms >= k
-        write_words(block, (a, a_row, a_step, b, b_step, terms, soon, soon_four, soon_one))
-        write_words(block + 72, (is_first, not is_first, is_last, start, start_row, total, total_row))
-        write_words(block + 128, (scratch + _ALPHA, target, target_row, shown))
-        if whole > 0:
-            call_address(read_word(table + 8 * MR - 8), block, whole)
-        if rest > 0:
-            done = whole * MR
-            write_word(block, a + done * a_row)
-            write_words(block + 96, (start + done * start_row, start_row, total + done * total_row))
-            write_word(block + 136, target + done * target_row)
-            call_address(read_word(table + 8 * rest - 8), block, 1)
+        a, a_row, a_step = x + p * x_step, x_row, x_step
+        if IN != SIZE or width > lanes:
+            a, a_row, a_step = scratch + _X, KC * SIZE + X_GAP, SIZE
+            _pack(pack, x + p * x_step, x_row, x_step, rows, terms, a, a_row)
+        for at in range(0, width, lanes):
+            source = w + p * w_k + (j + at) * w_n
+            b, b_step = scratch + _W, b_row
+            # Beside the first tile the next panel is asked for: its memory arrives while there is something else to do.
+            soon = source + lanes * w_n if at + lanes < width or is_last else source + KC * w_k - at * w_n
+            soon_four, soon_one = 4 * w_k, w_k
+            if packed:
+                b = w + ((j + at) * k + p * lanes) * SIZE
+                next_panel = lanes * k * SIZE if at + lanes < width else KC * b_step - at * k * SIZE
+                soon, soon_four, soon_one = b + next_panel if rows > MR else 0, 4 * b_step, b_step
+            elif is_in_place and (rows <= DIRECT_ROWS or w_k == b_step):
+                b, b_step = source, w_k
+                soon = b + 4 * b_step
+            else:
+                _pack(pack, source, w_k, w_n, terms, smaller(lanes, columns - at), b, b_step)
+                if w_k == IN:
+                    soon_four, soon_one = w_n, PANEL_BYTES
+            here = at * SIZE
+            write_words(block, (a, a_row, a_step, b, b_step, terms, soon, soon_four, soon_one))
+            write_words(block + 72, (is_first, not is_first, is_last, start + here, start_row))
+            write_words(block + 112, (scratch + _TOTAL + here, row, scratch + _ALPHA + here))
+            write_words(block + 136, (target + here, target_row, smaller(lanes, shown - at)))
+            if whole > 0:
+                call_address(read_word(table + 8 * MR - 8), block, whole)
+            if rest > 0:
+                done = whole * MR
+                write_word(block, a + done * a_row)
+                write_words(block + 96, (start + here + done * start_row, start_row, scratch + _TOTAL + here + done * row))
+                write_word(block + 136, target + here + done * target_row)
+                call_address(read_word(table + 8 * rest - 8), block, 1)
         p += terms
         if is_last:
             break
@@ -208,8 +219,11 @@ def _part(task, index):
     block = stack(160)
     while j < j_end:
         is_strip = strip_lanes > 0 and j_end - j >= strip_lanes
-        width = _width(j_end - j, NARROW, NR)
+        lanes = _width(j_end - j, NARROW, NR)
+        width = lanes
         table = kernels + (MR * 8 if width > NARROW else 0)
+        if lanes == NR and rows >= GROUP_ROWS and k > KC and bias_row == 0:
+            width = smaller(larger(1, (j_end - j) // NR), GROUP) * NR
         if is_strip:
             width = smaller((j_end - j) // strip_lanes, STRIP_BYTES // (strip_lanes * SIZE)) * strip_lanes
             table = kernels + (MR * 16 if NR > NARROW else MR * 8)
@@ -240,7 +254,7 @@ def _part(task, index):
             _activate(block, kernel, width, SIZE, width, sums, row, row_of_alpha, target, target_row, shown)
         else:
             places = (start, start_row, target, target_row, shown)
-            _panel(problem, block, scratch, rows, x, table, j, width, columns, in_place, *places)
+            _panels(problem, block, scratch, rows, x, table, j, lanes, width, columns, *places)
         if finish != 0:
             # In place, unless the results are of another type or no neighbours.
             results, results_row = y + j * y_step, y_row
@@ -274,9 +288,10 @@ def _multiply(problem):
     """
     m, k, n, description = words(problem + 136, 4)
     MR, _, NR = words(description, 3)
+    most_rows = 4 * MC // read_word(description + 56)
     threads = read_word(pool_address() + LIMIT)
     work = (m + W_COST) * n * larger(k, 1)
-    row_parts, column_parts = _ceil(m, MC), 1
+    row_parts, column_parts = _ceil(m, most_rows), 1
     if work >= SERIAL and threads > 1:
         parts_per_thread = PARTS_PER_THREAD if m > 3 else PARTS_OF_FEW_ROWS
         wanted = larger(threads, smaller(parts_per_thread * threads, work // GRAIN))
