@@ -22,8 +22,8 @@ from fastrelu.kernels.memory import (
     write_word,
     write_words,
 )
-from fastrelu.kernels.pool import pool_address
-from fastrelu.native.pool import LIMIT, PARALLEL_FOR
+from fastrelu.kernels.pool import in_parallel, pool_address
+from fastrelu.native.pool import LIMIT
 
 # A loop describes itself in words: the number of operands, the output being the last; the elements below which a part is
 # not worth handing to another thread; the number of the input that is often a single value, or -1; four functions
@@ -42,7 +42,6 @@ PARTS_PER_THREAD = 8
 
 POSIX = os.name == "posix"
 _mincore = types.ExternalFunction("mincore", types.int32(types.intp, types.intp, types.intp))
-_parallel_for = types.ExternalFunction(PARALLEL_FOR, types.void(types.intp, types.intp, types.intp))
 
 
 @register_jitable
@@ -155,4 +154,4 @@ def elementwise(loop, args, steps, n):
     streaming = parts > 1 and _should_stream(loop, args, steps, n, cache)
     task = stack(48)
     write_words(task, (loop, args, steps, n, chunk, streaming))
-    _parallel_for(_part_address(), task, (n - 1) // chunk + 1)
+    in_parallel(_part_address(), task, (n - 1) // chunk + 1)

@@ -6,7 +6,19 @@ to be widened: float16 and bfloat16 become float32 here and nowhere else.
 
 from numba.extending import register_jitable
 
-from fastrelu.kernels.memory import load_operands, size_of, smaller, stack, store, words
+from fastrelu.kernels.memory import (
+    call_address,
+    callback_address,
+    load_operands,
+    read_word,
+    size_of,
+    smaller,
+    stack,
+    store,
+    words,
+    write_words,
+)
+from fastrelu.kernels.pool import in_parallel
 from fastrelu.kernels.tile import load_row, load_transposed, store_tile
 from fastrelu.kernels.vector import ELEMENTS, Vector, widened
 
@@ -90,3 +102,45 @@ def build(dtype: str, vector_bytes: int):
             copy_any(source, row_step, column_step, rows, columns, target, target_step)
 
     return pack
+
+
+@register_jitable
+def pack_block(function, source, row_step, column_step, rows, columns, target, target_step):
+    """Call a packing: the function that `build` made, at the address `function`."""
+    task = stack(56)
+    write_words(task, (source, row_step, column_step, rows, columns, target, target_step))
+    call_address(function, task, 0)
+
+
+@register_jitable
+def panel_width(columns, narrow, wide):
+    """The lanes of the next panel where `columns` are left."""
+    return wide if columns >= wide else narrow
+
+
+@register_jitable
+def _pack_panel(task, index):
+    w, w_k, w_n, k, n, target, narrow, wide, size, pack = words(task, 10)
+    j, end = index * wide, smaller(n, (index + 1) * wide)
+    while j < end:
+        width = panel_width(end - j, narrow, wide)
+        columns = smaller(width, end - j)
+        pack_block(pack, w + j * w_n, w_k, w_n, k, columns, target + j * k * size, width * size)
+        j += columns
+
+
+_pack_panel_address = callback_address(_pack_panel, 2)
+
+
+def pack_weight(task):
+    """Pack a whole weight, panel after panel, as `product` reads it.
+
+    Parameters
+    ----------
+    task : intp
+        Address of ten words: w and its row and column steps; k and n; the target; the lanes of the narrowest and the widest
+        tile; the bytes of an element of the target; the address of the packing of the type of w. A panel of c columns begins
+        where the elements of the columns before end, k rows of c elements; the last is padded to a whole vector.
+    """
+    n, wide = read_word(task + 32), read_word(task + 56)
+    in_parallel(_pack_panel_address(), task, (n + wide - 1) // wide)

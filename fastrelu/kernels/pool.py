@@ -43,6 +43,7 @@ from fastrelu.native.pool import (
     LIMIT,
     MUTEX,
     OWNER,
+    PARALLEL_FOR,
     POOL,
     RANGES,
     SIGNALS,
@@ -72,6 +73,8 @@ _getpid = types.ExternalFunction("getpid", _int())
 _sched_yield = types.ExternalFunction("sched_yield", _int())
 
 pool_address = symbol_address(POOL)
+in_parallel = types.ExternalFunction(PARALLEL_FOR, types.void(_word, _word, _word))
+"""`parallel_for`, as other kernels call it."""
 _SIG_BLOCK, _SIG_SETMASK = (1, 3) if sys.platform == "darwin" else (0, 2)
 
 

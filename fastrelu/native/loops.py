@@ -70,7 +70,7 @@ def _product() -> Source:
 def _pack_weight() -> Source:
     from numba import types
 
-    from fastrelu.kernels.matrix import pack_weight
+    from fastrelu.kernels.packing import pack_weight
 
     return pack_weight, types.void(types.intp)
 
