@@ -60,7 +60,7 @@ def build(dtype: str, vector_bytes: int):
         square = stack(SQUARE)
         # Columns a large power of two apart meet in one set of the first-level cache, which has room for 8 lines: they are
         # read a whole line at a time, lest each be fetched twice (24 instead of 46 GB/s).
-        head = smaller((-source & 63) // SIZE, rows) if column_step & 1023 == 0 else 0
+        head = smaller(-source // SIZE & (LANES - 1), rows) if column_step & 1023 == 0 else 0
         for j in range(0, columns, LANES):
             last = smaller(columns - j, LANES) - 1
             column, to = source + j * column_step, target + j * WIDE

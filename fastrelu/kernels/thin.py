@@ -46,7 +46,7 @@ def _sums(element, ROWS: int, LANES: int):
         a, a_row, w, w_column, k, columns, bias, bias_row, total, total_row = words(task, 10)
         # Columns that all begin at the same place in a cache line are read a line at a time. If 16 lines of one set of the
         # first-level cache, which has room for 8, were each read in two parts, they would be fetched twice.
-        head = smaller((-w & 63) // SIZE if w_column & 63 == 0 else 0, k)
+        head = smaller(-w // SIZE & (LANES - 1) if w_column & 63 == 0 else 0, k)
         for j in range(0, columns, LANES):
             last = smaller(columns - j, LANES) - 1
             place = w + j * w_column
