@@ -9,8 +9,9 @@ The names follow one rule: ``linear_`` and the activation. What is said here onc
   Types are mixed by NumPy's rules; integers become floats.
 * Every element is summed over k in blocks of 256 terms: within a block one chain of fused multiply-adds in ascending order, the
   first block starting from the bias and the others from 0; the blocks' sums are added in ascending order. The bits depend
-  on nothing else: not on the number of threads, the batch, the memory layout, packing, nor the processor. On all-positive
-  data the error stays below 8 u |x||w| up to k = 16384, where u is half a unit in the last place of 1.
+  on nothing else: not on the number of threads, the batch, the memory layout, packing, nor the processor. On random data of
+  one sign, which is what a ReLU leaves, the error stays below 16 u |x||w| up to k = 16384, where u is half a unit in the last
+  place of 1; on all data below (k + 2) u |x||w|.
 * NaN and infinities spread as IEEE arithmetic says, in their row and column only. No call warns about floating-point errors.
 * `out` may overlap the inputs in any way.
 """
@@ -24,7 +25,7 @@ import numpy as np
 from numpy import ndarray
 
 from fastrelu.native.guard import lock
-from fastrelu.operations import LAYERS
+from fastrelu.operations import FLOATS, HALVES, INTEGERS, LAYERS
 from fastrelu.packed import PackedWeight
 
 if TYPE_CHECKING:
@@ -100,17 +101,15 @@ def layer(declaration: Callable[P, R]) -> Callable[P, R]:
         """Prepacked weights, other kinds of operands, bit masks, keyword arguments."""
         x, w, b, *alpha = operands
         options = "_no_bias" if b is None else ""
+        if mask is not None:
+            out = (_first_output(out), _checked_mask(base, mask, w))
         if type(w) is PackedWeight:
-            columns = w.shape[1]
-            x, w, packed = _beside_packed(base, x, w)
+            x, w, packed = _beside_packed(base, x, w, (b, *alpha, out), kwargs)
             options += packed
-        elif mask is not None:
-            columns = np.shape(w)[-1]
         if mask is not None:
             options += "_mask"
-            out = (_without_tuple(out), _checked_mask(base, mask, columns))
         if out is not None:
-            kwargs["out"] = out
+            kwargs = {**kwargs, "out": out}
         arguments = (x, w, *alpha) if b is None else (x, w, b, *alpha)
         return bind(base + options)(*arguments, **kwargs)
 
@@ -134,7 +133,7 @@ def layer(declaration: Callable[P, R]) -> Callable[P, R]:
     source = _FUNCTION.format(
         name=base,
         parameters=parameters,
-        alpha={"": "", "()": ", alpha", "(n)": ", row(alpha, w)"}[operation.alpha],
+        alpha={"": "", "()": ", alpha", "(n)": ", row(alpha, x, w)"}[operation.alpha],
         mask_parameter=", *, mask=None" if has_mask else "",
         without_mask=" and mask is None" if has_mask else "",
         mask="mask" if has_mask else "None",
@@ -149,39 +148,59 @@ def layer(declaration: Callable[P, R]) -> Callable[P, R]:
     return cast(Callable[P, R], function)
 
 
-def _row(alpha: Any, w: Any) -> Any:
-    """One value for all columns as a row of them."""
-    return alpha if np.ndim(alpha) else np.broadcast_to(alpha, (w if type(w) is PackedWeight else np.asarray(w)).shape[-1:])
+def _overrides(operand: Any) -> bool:
+    """Whether the operand's type decides itself what happens to it."""
+    override = getattr(type(operand), "__array_ufunc__", ndarray.__array_ufunc__)
+    return override is not ndarray.__array_ufunc__
 
 
-def _beside_packed(base: str, x: Any, w: PackedWeight) -> tuple[Any, Any, str]:
+def _row(alpha: Any, x: Any, w: Any) -> Any:
+    """One value for all columns as a row of them. A Python number does not change the type of the result."""
+    if _overrides(alpha) or np.ndim(alpha):
+        return alpha
+    dtype = None
+    if type(alpha) in (int, float):
+        kinds = [np.dtype(o.dtype) if hasattr(o, "dtype") else np.asarray(o).dtype for o in (x, w)]
+        dtype = np.promote_types(*kinds)
+        dtype = np.dtype(np.float32) if dtype.itemsize == 2 else np.promote_types(dtype, np.float32)
+    return np.broadcast_to(np.asarray(alpha, dtype), (w.shape if hasattr(w, "shape") else np.shape(w))[-1:])
+
+
+def _beside_packed(base: str, x: Any, w: PackedWeight, others: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, str]:
     """X and w as the ufunc wants them where w is prepacked, and what is appended to its name."""
-    kind = type(x)
-    if kind is not ndarray:
-        if hasattr(kind, "__array_ufunc__") and not isinstance(x, ndarray):
-            return x, w.unpack(), ""  # another library decides what happens to the operands
-        x = np.asanyarray(x)
-    if x.dtype == w.dtype:
+    outputs = others[-1] if type(others[-1]) is tuple else others[-1:]
+    if any(_overrides(operand) for operand in (x, *others[:-1], *outputs) if operand is not None):
+        return x, w.unpack(), ""  # another library decides what happens to the operands
+    if "axes" in kwargs and tuple(kwargs["axes"][1]) not in ((-2, -1), (0, 1)):
+        raise ValueError(f"{base}: the axes of a packed w are (-2, -1), not {kwargs['axes'][1]}")
+    x = np.asanyarray(x)
+    native = x.dtype.newbyteorder("=")
+    if native == w.dtype:
         return x, w._operand, "_packed"
-    # A half packed as float32 is one beside a half only.
-    wide = w._operand.dtype if x.dtype.kind == "f" and x.dtype != w.dtype else w.dtype
-    if not np.can_cast(x.dtype, wide) or wide.name not in ("float32", "float64"):
-        raise TypeError(f"{base}: x must have the type of the packed w, {w.dtype}, or one that fits it, not {x.dtype}")
-    return x.astype(wide), w._operand, "_packed"
+    # A half is kept as float32, which beside a half counts as one.
+    kinds = (w.dtype, w._operand.dtype)
+    is_other_half = native.name in HALVES and w.dtype.name in HALVES
+    dtype = native if is_other_half or native.name not in FLOATS + INTEGERS else np.promote_types(native, w.dtype)
+    if dtype not in kinds:
+        raise TypeError(f"{base}: x must have the type of the packed w, {w.dtype}, or one that fits it, not {native}")
+    return x.astype(dtype), w._operand, "_packed"
 
 
-def _without_tuple(out: Any) -> Any:
-    return out[0] if type(out) is tuple and len(out) == 1 else out
+def _first_output(out: Any) -> Any:
+    """Y of an ``out`` that does not name the mask."""
+    out = out[0] if type(out) is tuple and len(out) == 1 else out
+    return None if out is Ellipsis else out
 
 
-def _checked_mask(base: str, mask: Any, columns: int) -> np.ndarray:
+def _checked_mask(base: str, mask: Any, w: Any) -> np.ndarray:
     """The array for the bits, which NumPy cannot check against the shape of y."""
-    length = -(-columns // 8)
     if not isinstance(mask, ndarray) or mask.dtype != np.uint8:
         kind = mask.dtype if isinstance(mask, ndarray) else type(mask).__name__
         raise TypeError(f"{base}: mask must be an array of uint8, not {kind}")
-    if mask.ndim == 0 or mask.shape[-1] != length:
-        raise ValueError(f"{base}: mask must have shape (..., {length}) for {columns} columns, not {mask.shape}")
+    shape = w.shape if hasattr(w, "shape") else np.shape(w)
+    length = -(-shape[-1] // 8) if shape else 0
+    if shape and mask.shape[-1:] != (length,):
+        raise ValueError(f"{base}: mask must have shape (..., {length}) for {shape[-1]} columns, not {mask.shape}")
     return mask
 
 
@@ -389,7 +408,7 @@ def linear_elu(
     Returns
     -------
     ndarray or scalar
-        (..., n), with the bits that `elu` of `linear` has.
+        (..., n), in float32 and float64 with the bits that `elu` of `linear` has.
 
     Raises
     ------
@@ -419,7 +438,7 @@ def linear_sigmoid(
     Returns
     -------
     ndarray or scalar
-        (..., n), with the bits that `sigmoid` of `linear` has.
+        (..., n), in float32 and float64 with the bits that `sigmoid` of `linear` has.
 
     Raises
     ------
@@ -447,7 +466,7 @@ def linear_tanh(x: ArrayLike, w: Any, b: ArrayLike | None = None, /, out: Any = 
     Returns
     -------
     ndarray or scalar
-        (..., n), with the bits that `tanh` of `linear` has.
+        (..., n), in float32 and float64 with the bits that `tanh` of `linear` has.
 
     Raises
     ------
@@ -477,7 +496,7 @@ def linear_softplus(
     Returns
     -------
     ndarray or scalar
-        (..., n), with the bits that `softplus` of `linear` has.
+        (..., n), in float32 and float64 with the bits that `softplus` of `linear` has.
 
     Raises
     ------

@@ -88,7 +88,8 @@ class PackedWeight:
         Returns
         -------
         ndarray
-            Of shape `shape` and type `dtype`; every bit as it was packed.
+            Of shape `shape` and type `dtype`; every bit as it was packed, but for signalling NaNs of float16, which become
+            quiet.
         """
         k, n = self.shape
         w = np.empty(self.shape, self._data.dtype)
@@ -99,7 +100,10 @@ class PackedWeight:
             columns = min(width, n - j)
             w[:, j : j + columns] = self._data[j * k : (j + width) * k].reshape(k, width)[:, :columns]
             j += columns
-        return w.astype(self.dtype, copy=False)
+        if self.dtype.name == "bfloat16":  # a cast would change NaNs
+            return (w.view(np.uint32) >> 16).astype(np.uint16).view(self.dtype)
+        with np.errstate(all="ignore"):
+            return w.astype(self.dtype, copy=False)
 
     def matches(self, w: np.ndarray, /) -> bool:
         """Whether it holds exactly the values of `w`, bit by bit.
@@ -114,9 +118,10 @@ class PackedWeight:
         bool
         """
         w = np.asarray(w)
-        if w.shape != self.shape or w.dtype != self.dtype:
+        native = w.dtype.newbyteorder("=")
+        if w.shape != self.shape or native != self.dtype:
             return False
-        return np.ascontiguousarray(w).tobytes() == self.unpack().tobytes()
+        return np.ascontiguousarray(w, native).tobytes() == self.unpack().tobytes()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return pack, (self.unpack(),)  # another processor may want another order
@@ -140,7 +145,7 @@ def _checked(w: Any, function: str, shape: tuple[int, ...] | None = None, dtype:
         raise TypeError(f"{function}: w must be float16, bfloat16, float32 or float64, not {array.dtype.name}")
     if array.ndim != 2:
         raise ValueError(f"{function}: w must have two axes, (k, n), not shape {array.shape}")
-    if dtype is not None and array.dtype != dtype:
+    if dtype is not None and array.dtype.newbyteorder("=") != dtype:
         raise TypeError(f"{function}: w must have type {dtype}, not {array.dtype}")
     if shape is not None and array.shape != shape:
         raise ValueError(f"{function}: w must have shape {shape}, not {array.shape}")

@@ -70,10 +70,20 @@ def _make_layer(layer: Layer) -> np.ufunc:
 def _packed_element(layer: Layer, classes: Any) -> str:
     """The type to calculate in where w is prepacked and must not be cast: that of x if it is a half, else that of w."""
     x, w = (cast("np.dtype[Any]", np.dtype(cls.type)) for cls in classes[:2])
-    fits = w.name in ("float32", "float64") and (np.can_cast(x, w) or (x.name in HALVES and w.name == "float32"))
-    if not fits:
+    is_half = x.name in HALVES and w.name == "float32"
+    if w.name not in ("float32", "float64") or not (is_half or (x.name in FLOATS + INTEGERS and np.can_cast(x, w))):
         raise TypeError(f"{layer.base}: x of type {x.name} does not fit a packed w of type {w.name}")
-    return str(x.name if x.name in HALVES and w.name == "float32" else w.name)
+    result = x if is_half else w
+    for i, cls in enumerate(classes[2 : len(layer.inputs)], 2):
+        if cls.type in (int, float):
+            continue
+        other = np.dtype(cls.type)
+        widest = w if i == layer.parameter else result
+        if other.name not in FLOATS + INTEGERS or np.promote_types(other, widest) != widest:
+            raise TypeError(
+                f"{layer.base}: {layer.inputs[i]} of type {other.name} does not fit a packed w of type {result.name}"
+            )
+    return str(result.name)
 
 
 def _dtype(name: str) -> np.dtype[Any]:

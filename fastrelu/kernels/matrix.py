@@ -22,8 +22,9 @@ from fastrelu.kernels.memory import (
     write_word,
     write_words,
 )
-from fastrelu.kernels.panels import MC, part
+from fastrelu.kernels.panels import MC, copy_out, part
 from fastrelu.kernels.pool import in_parallel, pool_address, serial_for
+from fastrelu.kernels.scratch import free, malloc
 from fastrelu.kernels.thin import MAX_ROWS
 from fastrelu.native.errors import NO_MEMORY, WRONG_MASK
 from fastrelu.native.pool import LIMIT
@@ -127,6 +128,14 @@ def product(description, pointers, dimensions, steps):
     y, y_row, y_step = read_word(pointers + operand), read_word(steps + operand), read_word(core)
     if has_mask:
         mask, mask_row, mask_step = read_word(pointers + operand + 8), read_word(steps + operand + 8), read_word(core + 8)
+    # NumPy lets an output be the very array that is an input, which the rest of the product still needs.
+    size, results = read_word(description + 48), 0
+    columns, place, place_row, place_step = n, y, y_row, y_step
+    if y == x or y == w:  # noqa: SIM109  # a tuple of addresses would be compiled as one
+        results, y_row, y_step = malloc(outer * n * size), n * size, size
+        if results == 0:
+            return fail(NO_MEMORY)
+        y = results
     m, slices = outer, 1
     if outer > 1 and (w_outer != 0 or alpha_outer != 0):
         m, slices = 1, outer
@@ -153,6 +162,10 @@ def product(description, pointers, dimensions, steps):
         mask += mask_row
         slices -= 1
     leave_float_status(status)
+    if results != 0:
+        if failed == 0:
+            copy_out(results, columns * size, size, outer, columns, place, place_row, place_step)
+        free(results)
     if failed != 0:
         return fail(NO_MEMORY)
     return 0

@@ -64,7 +64,7 @@ def _fill(place, nbytes):
 
 
 @register_jitable
-def _copy_out(source, source_row, size, rows, columns, target, target_row, target_step):
+def copy_out(source, source_row, size, rows, columns, target, target_row, target_step):
     """Results to elements that are no neighbours."""
     for _ in range(rows):
         for j in range(columns):
@@ -182,7 +182,9 @@ def part(task, index):
     mask += i0 * mask_row
     bias += i0 * bias_row
     in_place = w_n == SIZE and IN == SIZE and not packed
-    is_thin = rows <= MAX_ROWS and thin != 0 and x_step == SIZE and w_k == SIZE and w_n != SIZE and not packed and k > 1
+    is_thin = (
+        rows <= smaller(MAX_ROWS, MR) and thin != 0 and x_step == SIZE and w_k == SIZE and w_n != SIZE and not packed and k > 1
+    )
     strip_lanes = read_word(description + 16 + 8 * rows) if in_place and rows <= 3 and rows < MR and k > 0 else 0
     sums, start, row_of_alpha = scratch + _TOTAL, scratch + _START, scratch + _ALPHA
     block = stack(160)
@@ -234,6 +236,6 @@ def part(task, index):
             write_words(finish_task + 56, (mask + (j >> 3) * mask_step, mask_row, mask_step))
             call_address(finish, finish_task, 0)
         if y_step != IN:
-            _copy_out(target, target_row, IN, rows, columns, y + j * y_step, y_row, y_step)
+            copy_out(target, target_row, IN, rows, columns, y + j * y_step, y_row, y_step)
         j += columns
     return_scratch(memory)

@@ -10,8 +10,8 @@ from fastrelu.kernels.pool import pool_address
 from fastrelu.native.pool import SCRATCH_KEY
 
 _word, _int = types.intp, types.int32
-_malloc = types.ExternalFunction("malloc", _word(_word))
-_free = types.ExternalFunction("free", types.void(_word))
+malloc = types.ExternalFunction("malloc", _word(_word))
+free = types.ExternalFunction("free", types.void(_word))
 _key_create = types.ExternalFunction("pthread_key_create", _int(_word, _word))
 _key_delete = types.ExternalFunction("pthread_key_delete", _int(_int))
 _get = types.ExternalFunction("pthread_getspecific", _word(_int))
@@ -41,15 +41,15 @@ def _key():
 def take_scratch(nbytes):
     """The address of `nbytes` bytes that no other thread uses, not aligned; 0 if there is no memory."""
     if not POSIX:
-        return _malloc(nbytes)
+        return malloc(nbytes)
     key = _key()
     if key == 0:
-        return _malloc(nbytes)
+        return malloc(nbytes)
     memory = _get(types.int32(key - 1))
     if memory == 0:
-        memory = _malloc(nbytes)
+        memory = malloc(nbytes)
         if memory != 0 and _set(types.int32(key - 1), memory) != 0:
-            _free(memory)
+            free(memory)
             return 0
     return memory
 
@@ -58,4 +58,4 @@ def take_scratch(nbytes):
 def return_scratch(memory):
     """To be called when the work is done. The thread keeps the memory, and its end frees it."""
     if not POSIX or atomic_read(pool_address() + SCRATCH_KEY) == 0:
-        _free(memory)
+        free(memory)

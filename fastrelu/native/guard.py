@@ -13,6 +13,10 @@ lock = threading.RLock()
 no child inherits half of any of these, or Python's lock of a module that a lost thread was importing."""
 
 
+_STACK = 16 << 20
+"""Bytes of stack of a thread that compiles."""
+
+
 def _numba_lock() -> Any:
     """Numba's own lock around compilation, if Numba is there."""
     return getattr(sys.modules.get("numba.core.compiler_lock"), "global_compiler_lock", None)
@@ -51,10 +55,14 @@ def uninterrupted(function: Callable[[], R]) -> R:
             errors.append(error)
 
     thread = threading.Thread(target=work, daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # no thread can be started while the interpreter shuts down
-        return function()
+    with lock:
+        size = threading.stack_size(_STACK)  # a program may have asked for stacks in which LLVM cannot work
+        try:
+            thread.start()
+        except RuntimeError:  # no thread can be started while the interpreter shuts down
+            return function()
+        finally:
+            threading.stack_size(size)
     interruption = None
     while thread.is_alive():
         try:

@@ -1,0 +1,91 @@
+"""Fused layers in narrower vectors than this machine has: other tiles, the same bits."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import fastrelu
+from fastrelu.native import target
+from fastrelu.operations import FLOATS, HALVES, KC
+from tests import reference
+from tests.subprocesses import call
+from tests.test_target import TARGETS
+
+NAMES = ("linear", "linear_relu", "linear_leaky_relu", "linear_elu")
+# Every remainder of a tile; across the ends of blocks and of the steps within.
+ROWS, TERMS = range(1, 14), (1, 2, 9, 16, 17, KC - 1, KC, KC + 1, 2 * KC + 45)
+# As m, k, n: strips, many rows, few columns, and enough to be divided among threads.
+LARGE = [(1, 37, 2500), (3, 300, 2081), (800, 20, 37), (300, 33, 3), (64, 257, 130)]
+
+pytestmark = pytest.mark.skipif(not target.has_feature("avx2"), reason="only the features of x86 processors are varied")
+
+
+def shapes(columns: int) -> list[tuple[int, int, int]]:
+    """All numbers of rows, of terms and of columns up to `columns`, each number of columns with some of the others."""
+    some = [
+        (ROWS[(5 * n + 4 * i) % len(ROWS)], TERMS[(2 * n + i) % len(TERMS)], n) for n in range(1, columns + 1) for i in range(4)
+    ]
+    return [shape for shape in some if len({*shape}) == 3]
+
+
+def digests(names: tuple[str, ...], dtypes: tuple[str, ...], columns: int, large: bool) -> dict[str, str]:
+    """Of each layer and dtype, the digest of its results, and of its masks."""
+    found = {}
+    for name in names:
+        function = getattr(fastrelu, name)
+        for dtype in dtypes:
+            kind, rng = np.dtype(getattr(ml_dtypes, dtype, dtype)), np.random.default_rng(11)
+            wide = "float32" if dtype in HALVES else dtype
+            alpha = [np.array(0.3, wide)] if name in ("linear_leaky_relu", "linear_elu") else []
+            digest, masks = hashlib.sha256(), hashlib.sha256()
+            for m, k, n in shapes(columns) + LARGE * large:
+                x, w, b = (rng.standard_normal(shape).astype(np.float32).astype(kind) for shape in [(m, k), (k, n), (n,)])
+                x[m // 2, k // 2], b[n // 2] = np.inf, np.nan
+                for weight in (w, np.asfortranarray(w), fastrelu.pack(w)):
+                    for bias in (b, None):
+                        digest.update(reference.bits(function(x, weight, bias, *alpha)).tobytes())
+                        if name == "linear_relu":
+                            mask = np.empty((m, (n + 7) // 8), np.uint8)
+                            y, _ = function(x, weight, bias, mask=mask)
+                            digest.update(reference.bits(y).tobytes())
+                            masks.update(mask.tobytes())
+            found[f"{name} {dtype}"] = digest.hexdigest()
+            found[f"{name} {dtype} mask"] = masks.hexdigest()
+    return found
+
+
+def print_digests(*arguments):
+    print(digests(*arguments))
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> dict[str, dict[str, str]]:
+    """What processes compiled for other targets print."""
+    with ThreadPoolExecutor(2) as pool:
+        to = ("avx2", "sse4")
+        outputs = pool.map(lambda t: call(print_digests, NAMES, FLOATS, 40, True, env=TARGETS[t][0], timeout=600), to)
+        return dict(zip(to, map(eval, outputs), strict=True))
+
+
+def test_every_remainder_occurs():
+    ms, ks, ns = zip(*shapes(40), strict=True)
+    assert ({*ms}, {*ks}, {*ns}) == ({*ROWS}, {*TERMS}, {*range(1, 41)})
+
+
+@pytest.mark.parametrize("to", ["avx2", "sse4"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", NAMES)
+def test_bits_are_the_same(elsewhere, name, dtype, to):
+    here = digests((name,), (dtype,), 40, True)
+    assert here.items() <= elsewhere[to].items()
+
+
+# Without its own instructions for fused multiply-adds and float16, a processor calls functions of the C library.
+@pytest.mark.parametrize("to", ["generic", "no_avx"])
+def test_target_without_fma_and_f16c(to):
+    arguments = ("linear", "linear_relu"), ("float16", "float32", "float64"), 9, False
+    environment = {**TARGETS[to][0], "FASTRELU_CACHE_DIR": "off"}
+    assert eval(call(print_digests, *arguments, env=environment, timeout=600)) == digests(*arguments)
