@@ -56,10 +56,9 @@ def _multiply(problem):
     """
     m, k, n, description = words(problem + 136, 4)
     MR, _, NR = words(description, 3)
-    most_rows = 4 * MC // read_word(description + 56)
     threads = read_word(pool_address() + LIMIT)
     work = (m + W_COST) * n * larger(k, 1)
-    row_parts, column_parts = _ceil(m, most_rows), 1
+    row_parts, column_parts = _ceil(m, MC), 1
     if work >= SERIAL and threads > 1:
         parts_per_thread = PARTS_PER_THREAD if m > 3 else PARTS_OF_FEW_ROWS
         wanted = larger(threads, smaller(parts_per_thread * threads, work // GRAIN))

@@ -1,8 +1,8 @@
 """One part of a product, on one thread: the loops over panels of w, blocks of terms and tiles of rows.
 
-``part``      the columns of the part, a group of panels at a time; chooses the way to their sums
-``_panels``   the loops ``pc``, over blocks of `KC` terms, and ``jr``, over panels; packs each panel of w just before its use.
-              The loop ``ir``, over tiles of rows, is in the micro-kernel (`fastrelu.kernels.linear`)
+``part``      the loop ``jr``, over the panels of the part; chooses the way to their sums
+``_panel``    the loop ``pc``, over blocks of `KC` terms; packs each block of a panel of w just before its use. The loop ``ir``,
+              over tiles of rows, is in the micro-kernel (`fastrelu.kernels.linear`)
 ``_strip``    a few rows of x, and a w that is read where it lies
 ``_activate`` results from sums that were made elsewhere
 
@@ -16,7 +16,6 @@ from fastrelu.kernels.memory import (
     atomic_add,
     call_address,
     copy_element,
-    larger,
     read_word,
     smaller,
     stack,
@@ -29,22 +28,18 @@ from fastrelu.kernels.scratch import return_scratch, take_scratch
 from fastrelu.kernels.thin import MAX_ROWS
 from fastrelu.operations import KC
 
-# Rows of a part in float32, half of them in float64, and panels that it calculates at a time: a block of x and the sums of a
-# group of panels, 400 KB each, share the second-level cache. There are enough rows to make it cheap to pack w, and enough
-# panels to make it worth while to copy x.
-MC = 384
-GROUP = 4
-# Rows from which on there are groups.
-GROUP_ROWS = 64
+# Rows of a part: enough to make it cheap to pack w, few enough for their sums in a panel to stay in the second-level cache.
+# Groups of panels that share a copy of the rows of x were slower: 85 to 90 % of the limit for large products, not 92 to 96 %.
+MC = 768
 # A thread's scratch memory, by what is kept there: a panel of w, rows of x, sums, rows of results, of biases, alpha.
 PANEL_BYTES = 256  # of a row of the widest panel that is packed
 STRIP_BYTES = 8192  # of a row of the longest strip
-X_GAP = 64  # between rows of x, lest they all meet in one set of the first-level cache
+X_STEP = 4 * KC + 64  # between rows of x, lest they all meet in one set of the first-level cache
 _W = 0
 _X = _W + KC * PANEL_BYTES
-_TOTAL = _X + MC * (4 * KC + X_GAP) + MC // 2 * X_GAP
-_Y = _TOTAL + MC * GROUP * PANEL_BYTES
-_START = _Y + MC * GROUP * PANEL_BYTES
+_TOTAL = _X + MC * X_STEP
+_Y = _TOTAL + MC * PANEL_BYTES
+_START = _Y + MC * PANEL_BYTES
 _ALPHA = _START + MC * PANEL_BYTES
 SCRATCH = _ALPHA + STRIP_BYTES
 _CHAIN = _X  # a strip's, where no rows of x are packed
@@ -104,55 +99,51 @@ def _activate(block, kernel, lanes, size, columns, sums, row, alpha, target, tar
 
 
 @register_jitable
-def _panels(problem, block, scratch, rows, x, table, j, lanes, width, columns, start, start_row, target, target_row, shown):
-    """The loops pc, jr and, in the micro-kernel, ir: a group of panels of w, each packed if it has to be, for all rows."""
+def _panel(problem, block, scratch, rows, x, table, j, width, columns, start, start_row, target, target_row, shown):
+    """The loops pc and, in the micro-kernel, ir: one panel of w, packed if it has to be, for all rows of the part."""
     x_row, x_step, w, w_k, w_n = words(problem + 8, 5)
     k, _, description = words(problem + 144, 3)
     MR = read_word(description)
     IN, SIZE, pack = words(description + 48, 3)
     packed = read_word(description + 104)
-    is_in_place = w_n == SIZE and IN == SIZE and not packed and lanes <= columns
+    is_direct = w_n == SIZE and IN == SIZE and columns == width and (rows <= DIRECT_ROWS or w_k == width * SIZE)
     whole, rest = rows // MR, rows % MR
     # Sums that are not complete stay out of y, whose rows may meet in few sets of the second-level cache.
-    row, b_row = width * SIZE, lanes * SIZE
+    total, row = scratch + _TOTAL, width * SIZE
     p = 0
     while True:
         terms = smaller(KC, k - p)
         is_first, is_last = p == 0, p + terms >= k
+        b, b_step = scratch + _W, row
+        source = w + p * w_k + j * w_n
+        # Beside the first tile the next panel is asked for: its memory arrives while there is something else to do.
+        soon = w + (j + width) * w_n if is_last else source + KC * w_k
+        soon_four, soon_one = 4 * w_k, w_k
+        if packed:
+            b = w + (j * k + p * width) * SIZE
+            soon, soon_four, soon_one = b + KC * b_step if rows > MR else 0, 4 * b_step, b_step
+        elif is_direct:
+            b, b_step = source, w_k
+            soon = b + 4 * b_step
+        else:
+            pack_block(pack, source, w_k, w_n, terms, columns, b, b_step)
+            if w_k == IN:
+                soon_four, soon_one = w_n, PANEL_BYTES
         a, a_row, a_step = x + p * x_step, x_row, x_step
-        if IN != SIZE or width > lanes:
-            a, a_row, a_step = scratch + _X, KC * SIZE + X_GAP, SIZE
+        if IN != SIZE:
+            a, a_row, a_step = scratch + _X, X_STEP, SIZE
             pack_block(pack, x + p * x_step, x_row, x_step, rows, terms, a, a_row)
-        for at in range(0, width, lanes):
-            source = w + p * w_k + (j + at) * w_n
-            b, b_step = scratch + _W, b_row
-            # Beside the first tile the next panel is asked for: its memory arrives while there is something else to do.
-            soon = source + lanes * w_n if at + lanes < width or is_last else source + KC * w_k - at * w_n
-            soon_four, soon_one = 4 * w_k, w_k
-            if packed:
-                b = w + ((j + at) * k + p * lanes) * SIZE
-                next_panel = lanes * k * SIZE if at + lanes < width else KC * b_step - at * k * SIZE
-                soon, soon_four, soon_one = b + next_panel if rows > MR else 0, 4 * b_step, b_step
-            elif is_in_place and (rows <= DIRECT_ROWS or w_k == b_step):
-                b, b_step = source, w_k
-                soon = b + 4 * b_step
-            else:
-                pack_block(pack, source, w_k, w_n, terms, smaller(lanes, columns - at), b, b_step)
-                if w_k == IN:
-                    soon_four, soon_one = w_n, PANEL_BYTES
-            here = at * SIZE
-            write_words(block, (a, a_row, a_step, b, b_step, terms, soon, soon_four, soon_one))
-            write_words(block + 72, (is_first, not is_first, is_last, start + here, start_row))
-            write_words(block + 112, (scratch + _TOTAL + here, row, scratch + _ALPHA + here))
-            write_words(block + 136, (target + here, target_row, smaller(lanes, shown - at)))
-            if whole > 0:
-                call_address(read_word(table + 8 * MR - 8), block, whole)
-            if rest > 0:
-                done = whole * MR
-                write_word(block, a + done * a_row)
-                write_words(block + 96, (start + here + done * start_row, start_row, scratch + _TOTAL + here + done * row))
-                write_word(block + 136, target + here + done * target_row)
-                call_address(read_word(table + 8 * rest - 8), block, 1)
+        write_words(block, (a, a_row, a_step, b, b_step, terms, soon, soon_four, soon_one))
+        write_words(block + 72, (is_first, not is_first, is_last, start, start_row, total, row))
+        write_words(block + 128, (scratch + _ALPHA, target, target_row, shown))
+        if whole > 0:
+            call_address(read_word(table + 8 * MR - 8), block, whole)
+        if rest > 0:
+            done = whole * MR
+            write_word(block, a + done * a_row)
+            write_words(block + 96, (start + done * start_row, start_row, total + done * row))
+            write_word(block + 136, target + done * target_row)
+            call_address(read_word(table + 8 * rest - 8), block, 1)
         p += terms
         if is_last:
             break
@@ -190,11 +181,8 @@ def part(task, index):
     block = stack(160)
     while j < j_end:
         is_strip = strip_lanes > 0 and j_end - j >= strip_lanes
-        lanes = panel_width(j_end - j, NARROW, NR)
-        width = lanes
+        width = panel_width(j_end - j, NARROW, NR)
         table = kernels + (MR * 8 if width > NARROW else 0)
-        if lanes == NR and rows >= GROUP_ROWS and k > KC and bias_row == 0:
-            width = smaller(larger(1, (j_end - j) // NR), GROUP) * NR
         if is_strip:
             width = smaller((j_end - j) // strip_lanes, STRIP_BYTES // (strip_lanes * SIZE)) * strip_lanes
             table = kernels + (MR * 16 if NR > NARROW else MR * 8)
@@ -225,7 +213,7 @@ def part(task, index):
             _activate(block, kernel, width, SIZE, width, sums, row, row_of_alpha, target, target_row, shown)
         else:
             places = (start, start_row, target, target_row, shown)
-            _panels(problem, block, scratch, rows, x, table, j, lanes, width, columns, *places)
+            _panel(problem, block, scratch, rows, x, table, j, width, columns, *places)
         if finish != 0:
             # In place, unless the results are of another type or no neighbours.
             results, results_row = y + j * y_step, y_row
