@@ -48,7 +48,7 @@ _CHAIN = _X  # a strip's, where no rows of x are packed
 STRIP_TERMS = 16
 
 # Rows up to which w is read where it lies.
-DIRECT_ROWS = 12
+DIRECT_ROWS = 128
 
 
 @register_jitable
