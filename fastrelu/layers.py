@@ -64,11 +64,15 @@ __all__ = [
 _FUNCTION = """
 def {name}({parameters}, out=None{mask_parameter}, **kwargs):
     try:
-        if type(w) is ndarray and type(x) is ndarray and not kwargs{without_mask}:
-            if out is None:
-                return ufunc(x, w, b{alpha}) if b is not None else no_bias(x, w{alpha})
-            if type(out) is ndarray:
+        if type(x) is ndarray and not kwargs and (out is None or type(out) is ndarray){without_mask}:
+            if type(w) is ndarray:
+                if out is None:
+                    return ufunc(x, w, b{alpha}) if b is not None else no_bias(x, w{alpha})
                 return ufunc(x, w, b{alpha}, out) if b is not None else no_bias(x, w{alpha}, out)
+            if type(w) is PackedWeight and x.dtype is w.dtype and type(b) is ndarray and w._columns is None{is_plain}:
+                if out is None:
+                    return packed(x, w._operand, b{alpha})
+                return packed(x, w._operand, b{alpha}, out)
         return general((x, w, b{alpha}), out, {mask}, kwargs)
     except (TypeError, ValueError) as error:
         raise explain(error, (x, w, b{alpha}), out, kwargs) from None
@@ -124,6 +128,8 @@ def layer(declaration: Callable[P, R]) -> Callable[P, R]:
         "ndarray": ndarray,
         "ufunc": first_use(base, "ufunc"),
         "no_bias": first_use(f"{base}_no_bias", "no_bias"),
+        "packed": first_use(f"{base}_packed", "packed"),
+        "PackedWeight": PackedWeight,
         "general": general,
         "explain": explain,
         "row": _row,
@@ -135,6 +141,7 @@ def layer(declaration: Callable[P, R]) -> Callable[P, R]:
         parameters=parameters,
         alpha={"": "", "()": ", alpha", "(n)": ", row(alpha, x, w)"}[operation.alpha],
         mask_parameter=", *, mask=None" if has_mask else "",
+        is_plain=" and type(alpha) in (float, ndarray)" if operation.alpha else "",
         without_mask=" and mask is None" if has_mask else "",
         mask="mask" if has_mask else "None",
     )
@@ -175,15 +182,16 @@ def _beside_packed(base: str, x: Any, w: PackedWeight, others: tuple[Any, ...], 
         raise ValueError(f"{base}: the axes of a packed w are (-2, -1), not {kwargs['axes'][1]}")
     x = np.asanyarray(x)
     native = x.dtype.newbyteorder("=")
+    chosen = (w._operand, "_packed") if w._columns is None else (w._columns, "")
     if native == w.dtype:
-        return x, w._operand, "_packed"
+        return (x, *chosen)
     # A half is kept as float32, which beside a half counts as one.
     kinds = (w.dtype, w._operand.dtype)
     is_other_half = native.name in HALVES and w.dtype.name in HALVES
     dtype = native if is_other_half or native.name not in FLOATS + INTEGERS else np.promote_types(native, w.dtype)
     if dtype not in kinds:
         raise TypeError(f"{base}: x must have the type of the packed w, {w.dtype}, or one that fits it, not {native}")
-    return x.astype(dtype), w._operand, "_packed"
+    return (x.astype(dtype), *chosen)
 
 
 def _first_output(out: Any) -> Any:

@@ -185,7 +185,14 @@ def reads(source: np.ndarray) -> dict[str, Call]:
     share = (len(source) // threads + 64) & -64
     parts = [source[start : start + share] for start in range(0, len(source), share)]
     pool = _pool(threads)
-    return {"read": partial(read_streaming, source), "read on threads": lambda: list(pool.map(read_streaming, parts))}
+
+    def together() -> None:
+        waiting = [pool.submit(read_streaming, part) for part in parts[1:]]
+        read_streaming(parts[0])
+        for future in waiting:
+            future.result()
+
+    return {"read": partial(read_streaming, source), "read on threads": together}
 
 
 @cache

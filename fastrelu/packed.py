@@ -12,6 +12,9 @@ from fastrelu.operations import FLOATS
 
 __all__ = ["PackedWeight", "pack"]
 
+MAX_COLUMNS = 4
+"""Columns of a weight that is used as it is."""
+
 _PACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
@@ -51,6 +54,8 @@ class PackedWeight:
         self._data = raw[start : len(raw) - 64 + start].view(self._tiling.sum_dtype)
         # The engine takes the address alone. NumPy sees a matrix of the right shape.
         self._operand = self._data[: k * n].reshape(k, n)
+        # With a few columns the engine is fastest on columns that are contiguous, not on panels.
+        self._columns = np.empty((n, k), self.dtype).T if 0 < n <= MAX_COLUMNS else None
         self._fill(w)
 
     @property
@@ -61,6 +66,8 @@ class PackedWeight:
         k, n = self.shape
         if k == 0 or n == 0:
             return
+        if self._columns is not None:
+            self._columns[...] = w
         tiling = self._tiling
         pack_weight, pack_block = _functions(self.dtype.name, tiling.vector_bytes)
         steps = (*w.strides, k, n)

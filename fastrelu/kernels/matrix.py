@@ -37,7 +37,7 @@ GRAIN = 1_000_000
 PARTS_PER_THREAD = 8
 PARTS_OF_FEW_ROWS = 1  # long strips
 # Rows that a part keeps for packing to be worth while, and fewer if threads would have no work.
-GOOD_ROWS, LEAST_ROWS = 256, 48
+GOOD_ROWS, LEAST_ROWS = 256, 24
 _part_address = callback_address(part, 2)
 
 
@@ -62,7 +62,10 @@ def _multiply(problem):
     if work >= SERIAL and threads > 1:
         parts_per_thread = PARTS_PER_THREAD if m > 3 else PARTS_OF_FEW_ROWS
         wanted = larger(threads, smaller(parts_per_thread * threads, work // GRAIN))
-        column_parts = smaller(_ceil(n, NR), _ceil(wanted, row_parts))
+        panels = _ceil(n, NR)
+        if panels < 4 * threads and panels % threads != 0 and m >= threads * LEAST_ROWS:
+            row_parts, panels = _ceil(row_parts, threads) * threads, 1  # only rows can be shared out evenly
+        column_parts = smaller(panels, _ceil(wanted, row_parts))
         if column_parts * row_parts < wanted and m > GOOD_ROWS:
             row_parts = larger(row_parts, smaller(_ceil(wanted, column_parts), m // GOOD_ROWS))
         if column_parts * row_parts < threads and m > LEAST_ROWS:
