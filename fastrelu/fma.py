@@ -6,7 +6,6 @@ It shares no code with the kernels, so that it can be the limit that they are me
 from __future__ import annotations
 
 import ctypes
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -19,8 +18,8 @@ from fastrelu.threads import get_num_threads
 
 # Chains that run side by side: with 12 no processor waits for the result of a multiply-add, and they fit 16 registers.
 CHAINS = 12
-STEPS = 2_000_000
-"""Steps of each chain in one call: some 7 ms, in which it does not matter how long a thread takes to start."""
+STEPS = 200_000
+"""Steps of each chain in one call, which takes less than a millisecond."""
 
 
 def _source(kind: str) -> str:
@@ -66,7 +65,10 @@ def _multiply_add(dtype: str) -> Any:
 
 
 def multiply_adds(dtype: str = "float32") -> tuple[Call, int]:
-    """A call that does nothing but multiply-adds on all threads.
+    """A call that does nothing but multiply-adds, on one thread.
+
+    The limit of a product on several threads is as many times that speed. That is what they can reach at best: a call that
+    started threads of its own was seen to put two of them on one core.
 
     Parameters
     ----------
@@ -78,7 +80,7 @@ def multiply_adds(dtype: str = "float32") -> tuple[Call, int]:
     call : callable
         For `fastrelu.measure.compare`.
     operations : int
-        Floating-point operations of one call: two for each multiply-add.
+        Floating-point operations that all threads together do in the time of one call: two for each multiply-add.
 
     Examples
     --------
@@ -88,19 +90,7 @@ def multiply_adds(dtype: str = "float32") -> tuple[Call, int]:
     >>> operations % 2
     0
     """
-    others = get_num_threads() - 1
     lanes = host.vector_bytes() // np.dtype(dtype).itemsize
+    sink = np.full(16, 0.5, dtype)
     function = _multiply_add(dtype)
-    sinks = [np.full(16, 0.5, dtype) for _ in range(others + 1)]
-    pool = ThreadPoolExecutor(max(1, others))
-
-    def work(sink: np.ndarray) -> None:
-        function(sink.ctypes.data, STEPS)
-
-    def call() -> None:
-        waiting = [pool.submit(work, sink) for sink in sinks[1:]]
-        work(sinks[0])
-        for future in waiting:
-            future.result()
-
-    return call, 2 * lanes * CHAINS * STEPS * (others + 1)
+    return lambda: function(sink.ctypes.data, STEPS), 2 * lanes * CHAINS * STEPS * get_num_threads()
