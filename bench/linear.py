@@ -35,12 +35,12 @@ LARGE = [Layer("", 512, 512, 512), Layer("", 768, 1024, 640), Layer("", 1024, 10
 OURS = ("fastrelu", "fastrelu packed")
 
 
-def time_layer(layer: Layer, names: Iterable[str], dtype: str = "float32") -> dict[str, float]:
+def time_layer(layer: Layer, names: Iterable[str], dtype: str = "float32", turns: int = 2) -> dict[str, float]:
     """Seconds that the layer takes in each of `names`, and the seconds that its operations take at the limit."""
     operands = layer_peers.operands(layer.m, layer.k, layer.n, dtype)
     calls = {name: layer_peers.LAYERS[name](*operands) for name in names}
     limit, operations = multiply_adds(dtype)
-    timings = measure.compare({**calls, "limit": limit}, SECONDS, turns=2, turn=TURN)
+    timings = measure.compare({**calls, "limit": limit}, SECONDS, turns, TURN)
     seconds = {name: timings[name].minimum for name in calls}
     seconds["limit"] = timings["limit"].minimum * layer.operations / operations
     gc.collect()
@@ -89,7 +89,7 @@ def _points_of(times: list[dict[str, float]], names: list[str]) -> Iterator[Poin
 def large() -> Iterator[Point]:
     """Products that only arithmetic limits."""
     for dtype in ("float32", "float64"):
-        times = {f"{s.m} x {s.k} x {s.n}": time_layer(s, [*OURS, "numpy"], dtype) for s in LARGE}
+        times = {f"{s.m} x {s.k} x {s.n}": time_layer(s, [*OURS, "numpy"], dtype, turns=8) for s in LARGE}
         for ours, target in (("fastrelu packed", 0.97), ("fastrelu", 0.93)):
             shares = {key: seconds["limit"] / seconds[ours] for key, seconds in times.items()}
             text = "packed" if ours == "fastrelu packed" else "plain"
