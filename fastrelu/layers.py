@@ -285,13 +285,15 @@ def linear_relu(
 
     Parameters
     ----------
-    x, w, b, out, **kwargs
+    x, w, b, out
         As for `linear`.
     mask : ndarray of uint8, optional
         Where to put the bits of y > 0, which are all that the backward pass needs of y: shape (..., ceil(n / 8)), row-major, a
         row beginning with a new byte, and the column 8 i + j being bit j (of value 2**j) of byte i. Bits beyond the last
         column are 0. A NaN counts as positive. The same as ``np.packbits(~(y <= 0), axis=-1, bitorder="little")``. With a
         mask the result is the pair (y, mask).
+    **kwargs
+        As for `linear`.
 
     Returns
     -------
@@ -332,10 +334,12 @@ def linear_leaky_relu(
 
     Parameters
     ----------
-    x, w, b, out, **kwargs
+    x, w, b
         As for `linear`.
     alpha : array_like, optional
         Slope where the sum is negative: one value, or one for each matrix of a batch.
+    out, **kwargs
+        As for `linear`.
 
     Returns
     -------
@@ -370,10 +374,12 @@ def linear_prelu(
 
     Parameters
     ----------
-    x, w, b, out, **kwargs
+    x, w, b
         As for `linear`; b may be None.
     alpha : array_like
         Slopes (..., n), or one for all.
+    out, **kwargs
+        As for `linear`.
 
     Returns
     -------
@@ -408,10 +414,12 @@ def linear_elu(
 
     Parameters
     ----------
-    x, w, b, out, **kwargs
+    x, w, b
         As for `linear`.
     alpha : array_like, optional
         Minus the limit for large negative sums.
+    out, **kwargs
+        As for `linear`.
 
     Returns
     -------

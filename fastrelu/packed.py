@@ -24,6 +24,11 @@ class PackedWeight:
     It is a copy: what is done to the array afterwards neither changes it nor makes it wrong. `matches` tells whether it still
     holds the values of an array, and `update` takes them over.
 
+    Parameters
+    ----------
+    w : ndarray
+        A matrix of a float type; `pack` takes any array_like and checks it.
+
     Attributes
     ----------
     shape : tuple of int
