@@ -53,16 +53,16 @@ LAYERS = [
 ]
 
 
-def read(path: Path, most_operations: float = 20e9) -> list[Layer]:
+def read(path: Path, most_operations: float = 20e9, most_bytes: float = 1e9) -> list[Layer]:
     """The layers in a JSON file: under ``"linear"`` a list of objects with ``name``, ``m``, ``k`` and ``n``.
 
     Parameters
     ----------
     path : Path
         The file.
-    most_operations : float
-        Larger ones are left out.
+    most_operations, most_bytes : float
+        Larger ones are left out: every peer keeps a copy of the weight.
     """
     entries = json.loads(path.read_text(encoding="utf-8"))["linear"]
     layers = [Layer(entry["name"], entry["m"], entry["k"], entry["n"]) for entry in entries]
-    return [layer for layer in layers if layer.operations <= most_operations]
+    return [layer for layer in layers if layer.operations <= most_operations and layer.nbytes <= most_bytes]
