@@ -49,7 +49,7 @@ class Loop:
         return f"fastrelu_{self.formula}_{'_'.join(self.dtypes)}_{self.vector_bytes}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fused:
     """What the loop of a fused layer, y = f(x @ w + b), is compiled for.
 
