@@ -51,7 +51,7 @@ class Point:
     at_most : bool
         Whether it is an upper bound.
     unit : str
-        "" for a ratio, "%" for a share, "s" for a time.
+        "" for a ratio, "%" for a share, "s" for a time, "MB" for memory.
     details : dict
         The times in seconds that the values come from, by condition and library.
     """
@@ -170,9 +170,9 @@ print(time.perf_counter() - start)
 """
 
 
-def _in_new_process(program: str, cache: str) -> float:
-    """What a program prints, run in a new process with an own cache folder."""
-    environment = {**os.environ, "FASTRELU_CACHE_DIR": cache}
+def in_new_process(program: str, cache: str | None = None) -> float:
+    """What a program prints, run in a new process, with an own cache folder if one is given."""
+    environment = os.environ if cache is None else {**os.environ, "FASTRELU_CACHE_DIR": cache}
     command = [sys.executable, "-c", program]
     return float(subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout)
 
@@ -183,17 +183,17 @@ def new_processes() -> Iterator[Point]:
         imports: dict[str, list[float]] = {"numpy": [], "fastrelu": []}
         for _ in range(20):
             for module, taken in imports.items():
-                taken.append(_in_new_process(_IMPORT.format(module), cache))
+                taken.append(in_new_process(_IMPORT.format(module), cache))
         seconds = {module: min(taken) for module, taken in imports.items()}
         value = {"": seconds["fastrelu"] / seconds["numpy"]}
         yield Point("import fastrelu: times the time of import numpy", value, 1.2, True, details={"": seconds})
-        _in_new_process(_FIRST_CALL, cache)
-        warm = min(_in_new_process(_FIRST_CALL, cache) for _ in range(10))
+        in_new_process(_FIRST_CALL, cache)
+        warm = min(in_new_process(_FIRST_CALL, cache) for _ in range(10))
         yield Point("first relu call of a process, kernels cached", {"": warm}, 0.45, True, "s")
     cold = []
     for _ in range(3):
         with tempfile.TemporaryDirectory() as cache:
-            cold.append(_in_new_process(_FIRST_CALL, cache))
+            cold.append(in_new_process(_FIRST_CALL, cache))
     yield Point("first relu call of a process, no kernel cached", {"": min(cold)}, 3.0, True, "s")
 
 
@@ -214,7 +214,7 @@ GROUPS: dict[str, Callable[[], Iterator[Point]]] = {
 def _number(value: float, unit: str) -> str:
     if math.isnan(value):
         return "not installed"
-    return f"{value:.0%}" if unit == "%" else f"{value:.3g}{' s' if unit == 's' else ''}"
+    return f"{value:.0%}" if unit == "%" else f"{value:.3g} {unit}".rstrip()
 
 
 def _line(point: Point) -> str:

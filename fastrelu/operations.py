@@ -3,8 +3,8 @@
 This table is all that the ufuncs, the benchmarks and the tests know of an operation; importing it needs only NumPy.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -86,6 +86,46 @@ class Fused:
         options = ("bias", self.has_bias), ("row", self.alpha_is_row), ("packed", self.packed), ("mask", self.mask)
         chosen = "".join(f"_{option}" for option, given in options if given)
         return f"fastrelu_linear_{self.formula}{chosen}_{self.dtypes[0]}_{self.vector_bytes}"
+
+
+GRADIENTS = ("dx", "dw", "db")
+"""What the backward pass of a layer calculates."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Gradient:
+    """What the loop of the backward pass of a fused layer is compiled for.
+
+    Attributes
+    ----------
+    formula : str
+        dz from dy and y, by its name in `fastrelu.kernels.formulas`; "" if it is dy.
+    dtype : str
+        Name of the element type.
+    dtypes : tuple of str
+        Those of all operands.
+    has_alpha, mask : bool
+        Whether the formula has a parameter; whether the bits of y > 0 take the place of y.
+    wanted, added : tuple of str
+        The gradients to calculate, and those of them that are added to what is given.
+    vector_bytes : int
+        Width of the host's vectors.
+    """
+
+    formula: str
+    dtype: str
+    dtypes: tuple[str, ...]
+    has_alpha: bool
+    mask: bool
+    wanted: tuple[str, ...]
+    added: tuple[str, ...]
+    vector_bytes: int
+
+    @property
+    def name(self) -> str:
+        """What the compiled loop is called."""
+        kind = f"{self.formula}{'_mask' * self.mask}"
+        return f"fastrelu_{kind}_{'_'.join(self.wanted)}_to_{'_'.join(self.added)}_{self.dtype}_{self.vector_bytes}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -246,3 +286,115 @@ LAYERS = {
     )
     for layer in layers
 }
+
+
+@dataclass(frozen=True)
+class Backward:
+    """The backward pass of a fused layer, as one of its generalized ufuncs.
+
+    Attributes
+    ----------
+    base : str
+        The public function.
+    formula : str
+        dz from dy and y, by the name of its formula; "" if it is dy.
+    alpha : str
+        Core dimensions of the parameter of the formula: "()", or "" if there is none.
+    mask : bool
+        Whether the bits of y > 0 take the place of y.
+    wanted, added : tuple of str
+        The gradients to calculate, and those of them that are added to an operand.
+    """
+
+    base: str
+    formula: str
+    alpha: str = ""
+    mask: bool = False
+    wanted: tuple[str, ...] = GRADIENTS
+    added: tuple[str, ...] = ()
+
+    arithmetic = True
+    dtypes = FLOATS
+
+    @cached_property
+    def name(self) -> str:
+        """What the ufunc is called: that of the public function is the one that calculates everything from y."""
+        wanted = "" if self.wanted == GRADIENTS else "_only_" + "_".join(self.wanted)
+        return self.base + "_mask" * self.mask + wanted + "_to" * bool(self.added) + "".join(f"_{g}" for g in self.added)
+
+    @cached_property
+    def _operands(self) -> dict[str, str]:
+        """Core dimensions of the inputs."""
+        cores = {"dx": "(m,k)", "dw": "(k,n)", "db": "(n)"}
+        operands = {"dy": "(m,n)"}
+        if self.formula:
+            operands["mask" if self.mask else "y"] = "(m,q)" if self.mask else "(m,n)"
+        if "dw" in self.wanted:
+            operands["x"] = "(m,k)"
+        if "dx" in self.wanted:
+            operands["w"] = "(k,n)"
+        if self.alpha:
+            operands["alpha"] = self.alpha
+        return operands | {gradient: cores[gradient] for gradient in self.added}
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the operands that have the type of the data or, as alpha, a related one: all but the mask."""
+        return tuple(name for name in self._operands if name != "mask")
+
+    @cached_property
+    def parameter(self) -> int:
+        """The number of alpha among them; -1 if there is none."""
+        return self.inputs.index("alpha") if self.alpha else -1
+
+    @property
+    def nin(self) -> int:
+        """Number of operands."""
+        return len(self._operands)
+
+    @cached_property
+    def signature(self) -> str:
+        """The core dimensions."""
+        cores = {"dx": "(m,k)", "dw": "(k,n)", "db": "(n)"}
+        return ",".join(self._operands.values()) + "->" + ",".join(cores[gradient] for gradient in self.wanted)
+
+    def loop(self, dtype: str, vector_bytes: int) -> Gradient:
+        """The loop for data of `dtype`; alpha is float32 beside halves."""
+        special = {"mask": "uint8", "alpha": "float32" if dtype in HALVES else dtype}
+        dtypes = tuple(special.get(name, dtype) for name in self._operands) + (dtype,) * len(self.wanted)
+        return Gradient(self.formula, dtype, dtypes, bool(self.alpha), self.mask, self.wanted, self.added, vector_bytes)
+
+
+BACKWARD = {
+    backward.name: backward
+    for backward in (
+        Backward("linear_backward", ""),
+        Backward("linear_relu_backward", "relu_backward"),
+        Backward("linear_leaky_relu_backward", "leaky_relu_backward", "()"),
+        Backward("linear_elu_backward", "elu_backward", "()"),
+        Backward("linear_sigmoid_backward", "sigmoid_backward"),
+        Backward("linear_tanh_backward", "tanh_backward"),
+        Backward("linear_softplus_backward", "softplus_backward"),
+    )
+}
+
+
+@cache
+def backward(base: str, mask: bool, wanted: tuple[str, ...], added: tuple[str, ...]) -> Backward:
+    """The variant of a backward pass that takes bits for y, calculates some of the gradients, and adds some of these."""
+    return replace(BACKWARD[base], mask=mask, wanted=wanted, added=added)
+
+
+@cache
+def backward_variants() -> dict[str, Backward]:
+    """All of them, by name."""
+    subsets = [tuple(g for i, g in enumerate(GRADIENTS) if bits >> i & 1) for bits in range(8)]
+    variants = (
+        backward(base, mask, wanted, added)
+        for base in BACKWARD
+        for mask in ((False, True) if base == "linear_relu_backward" else (False,))
+        for wanted in subsets[1:]
+        for added in subsets
+        if set(added) <= set(wanted)
+    )
+    return {variant.name: variant for variant in variants}

@@ -12,23 +12,37 @@ import numpy as np
 from numpy._core._exceptions import _UFuncNoLoopError
 
 from fastrelu.native.guard import lock
-from fastrelu.operations import FLOATS, HALVES, INTEGERS, LAYERS, OPERATIONS, Layer, Operation
+from fastrelu.operations import (
+    BACKWARD,
+    FLOATS,
+    HALVES,
+    INTEGERS,
+    LAYERS,
+    OPERATIONS,
+    Backward,
+    Layer,
+    Operation,
+    backward_variants,
+)
 from fastrelu.ufunc_maker import Choice, make
 
 _failure = threading.local()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in OPERATIONS and name not in LAYERS:
+    if name not in OPERATIONS and name not in LAYERS and name not in backward_variants():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with lock:  # another thread may have been first, and there must be one ufunc only
         if name not in globals():
-            globals()[name] = _make(OPERATIONS[name]) if name in OPERATIONS else _make_layer(LAYERS[name])
+            if name in OPERATIONS:
+                globals()[name] = _make(OPERATIONS[name])
+            else:
+                globals()[name] = _make_layer(LAYERS[name]) if name in LAYERS else _make_backward(backward_variants()[name])
         return globals()[name]
 
 
 def __dir__() -> list[str]:
-    return sorted((*OPERATIONS, *LAYERS))
+    return sorted((*OPERATIONS, *LAYERS, *BACKWARD))
 
 
 def explain(error: TypeError) -> BaseException:
@@ -67,6 +81,21 @@ def _make_layer(layer: Layer) -> np.ufunc:
     return make(layer.name, len(layer.inputs), 1 + layer.mask, choose, _fail, lock, signature=layer.signature)
 
 
+def _make_backward(layer: Backward) -> np.ufunc:
+    from fastrelu.native import loops, target
+
+    def without_mask(classes: tuple[type | None, ...]) -> tuple[type | None, ...]:
+        return classes[:1] + classes[2:] if layer.mask else classes
+
+    def choose(operands: tuple[type | None, ...], given: tuple[type | None, ...]) -> Choice:
+        prescribed = [t for t in without_mask(given) if t is not None]
+        name = _element(layer, prescribed or without_mask(operands), prescribed != [])
+        loop = layer.loop(name, target.vector_bytes())
+        return tuple(_dtype(n) for n in loop.dtypes), loops.address_of_gradient(loop)
+
+    return make(layer.name, layer.nin, len(layer.wanted), choose, _fail, lock, signature=layer.signature)
+
+
 def _packed_element(layer: Layer, classes: Any) -> str:
     """The type to calculate in where w is prepacked and must not be cast: that of x if it is a half, else that of w."""
     x, w = (cast("np.dtype[Any]", np.dtype(cls.type)) for cls in classes[:2])
@@ -94,7 +123,7 @@ def _dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
-def _element(operation: Operation | Layer, classes: Any, prescribed: bool) -> str:
+def _element(operation: Operation | Layer | Backward, classes: Any, prescribed: bool) -> str:
     """The name of the type to calculate in, by NumPy's rules of promotion; TypeError if there is none."""
     inputs = classes if prescribed else classes[: len(operation.inputs)]
     strong: list[np.dtype[Any]] = []
@@ -122,7 +151,7 @@ def _element(operation: Operation | Layer, classes: Any, prescribed: bool) -> st
     return name
 
 
-def _is_wide_parameter(operation: Operation | Layer, dtypes: list[np.dtype[Any]]) -> bool:
+def _is_wide_parameter(operation: Operation | Layer | Backward, dtypes: list[np.dtype[Any]]) -> bool:
     """Whether the parameter is float32 and all else float16, or bfloat16.
 
     The loops for halves take a float32 parameter. NumPy finds them by the types of the operands without asking the
@@ -133,7 +162,7 @@ def _is_wide_parameter(operation: Operation | Layer, dtypes: list[np.dtype[Any]]
     return i >= 0 and operation.arithmetic and dtypes[i].name == "float32" and others in ({"float16"}, {"bfloat16"})
 
 
-def _allowed(operation: Operation | Layer, what: str, name: str) -> str:
+def _allowed(operation: Operation | Layer | Backward, what: str, name: str) -> str:
     integer = "an integer type, " if what != "dtype" or not operation.arithmetic else ""
-    public = operation.base if isinstance(operation, Layer) else operation.name
+    public = operation.base if isinstance(operation, Layer | Backward) else operation.name
     return f"{public}: {what} must be {integer}float16, bfloat16, float32 or float64, not {name}"

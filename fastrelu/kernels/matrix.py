@@ -6,10 +6,12 @@
 Compiled once: what depends on the operation and its types stands in its description, and arrives as words.
 """
 
+from numba import types
 from numba.extending import register_jitable
 
 from fastrelu.kernels.errors import fail
 from fastrelu.kernels.memory import (
+    atomic_add,
     call_address,
     callback_address,
     enter_default_float_status,
@@ -22,11 +24,13 @@ from fastrelu.kernels.memory import (
     write_word,
     write_words,
 )
-from fastrelu.kernels.panels import MC, copy_out, part
+from fastrelu.kernels.panels import COPY_BYTES, MC, copies_x, copy_out
 from fastrelu.kernels.pool import in_parallel, pool_address, serial_for
+from fastrelu.kernels.problem import BIAS, DZ, OPTIONS, PROBLEM, SIZES, THIN, TILING, TYPE, X, Y
 from fastrelu.kernels.scratch import free, malloc
 from fastrelu.kernels.thin import MAX_ROWS
 from fastrelu.native.errors import NO_MEMORY, WRONG_MASK
+from fastrelu.native.matrix import PART
 from fastrelu.native.pool import LIMIT
 
 # Multiply-adds below which a product stays on one thread, and those that are worth a part. An element of w costs as much as 8
@@ -38,44 +42,62 @@ PARTS_PER_THREAD = 8
 PARTS_OF_FEW_ROWS = 1  # long strips
 # Rows that a part keeps for packing to be worth while, and fewer if threads would have no work.
 GOOD_ROWS, LEAST_ROWS = 256, 24
-_part_address = callback_address(part, 2)
+
+calculate = types.ExternalFunction(PART, types.int32(types.intp, types.intp))
+"""`fastrelu.kernels.panels.part`."""
 
 
 @register_jitable
-def _ceil(a, b):
+def ceil(a, b):
+    """The quotient, rounded up."""
     return (a + b - 1) // b
 
 
 @register_jitable
-def _multiply(problem):
-    """One product, divided among threads; returns 0, or 1 if there is no memory.
-
-    The problem is 21 words: x and its row and column steps; w and its row and column steps; b and its row and column steps, b
-    being 0 if there is none; alpha and its column step; y and its steps; the bit mask and its steps; m, k, n; the
-    description of the operation.
-    """
-    m, k, n, description = words(problem + 136, 4)
-    MR, _, NR = words(description, 3)
+def divide(problem, task):
+    """Divide a product into parts for the threads: writes the task that `part` takes and returns how many parts it has."""
+    m, k, n, description = words(problem + SIZES, 4)
+    MR, _, NR = words(description + TILING, 3)
+    SIZE = read_word(description + TYPE + 8)
     threads = read_word(pool_address() + LIMIT)
     work = (m + W_COST) * n * larger(k, 1)
-    row_parts, column_parts = _ceil(m, MC), 1
+    most_rows = COPY_BYTES // SIZE if copies_x(problem) else MC
+    row_parts, column_parts = larger(ceil(m, most_rows), 1), 1
     if work >= SERIAL and threads > 1:
         parts_per_thread = PARTS_PER_THREAD if m > 3 else PARTS_OF_FEW_ROWS
         wanted = larger(threads, smaller(parts_per_thread * threads, work // GRAIN))
-        panels = _ceil(n, NR)
+        panels = ceil(n, NR)
         if panels < 4 * threads and panels % threads != 0 and m >= threads * LEAST_ROWS:
-            row_parts, panels = _ceil(row_parts, threads) * threads, 1  # only rows can be shared out evenly
-        column_parts = smaller(panels, _ceil(wanted, row_parts))
+            row_parts, panels = ceil(row_parts, threads) * threads, 1  # only rows can be shared out evenly
+        column_parts = smaller(panels, ceil(wanted, row_parts))
         if column_parts * row_parts < wanted and m > GOOD_ROWS:
-            row_parts = larger(row_parts, smaller(_ceil(wanted, column_parts), m // GOOD_ROWS))
+            row_parts = larger(row_parts, smaller(ceil(wanted, column_parts), m // GOOD_ROWS))
         if column_parts * row_parts < threads and m > LEAST_ROWS:
-            row_parts = larger(row_parts, smaller(_ceil(threads, column_parts), m // LEAST_ROWS))
-    part_rows = _ceil(_ceil(m, row_parts), MR) * MR
-    part_columns = _ceil(_ceil(n, column_parts), NR) * NR
-    row_parts = _ceil(m, part_rows)
-    parts = row_parts * _ceil(n, part_columns)
-    task = stack(40)
+            row_parts = larger(row_parts, smaller(ceil(threads, column_parts), m // LEAST_ROWS))
+        if column_parts == 1 and m >= threads * LEAST_ROWS:
+            row_parts = ceil(row_parts, threads) * threads
+    part_rows = larger(ceil(ceil(m, row_parts), MR) * MR, MR)
+    part_columns = ceil(ceil(n, column_parts), NR) * NR
+    row_parts = larger(ceil(m, part_rows), 1)
     write_words(task, (problem, part_rows, part_columns, row_parts, 0))
+    return row_parts * ceil(n, part_columns)
+
+
+@register_jitable
+def _part(task, index):
+    """Calculate a part, and count those that there was no memory for."""
+    if not calculate(task, index):
+        atomic_add(task + 32, 1)
+
+
+_part_address = callback_address(_part, 2)
+
+
+@register_jitable
+def _multiply(problem):
+    """One product, divided among threads; returns 0, or 1 if there is no memory."""
+    task = stack(40)
+    parts = divide(problem, task)
     if parts == 1:
         call_address(_part_address(), task, 0)
     else:
@@ -103,7 +125,7 @@ def product(description, pointers, dimensions, steps):
     int32
         0, or -1 with an exception set.
     """
-    has_bias, has_alpha, alpha_is_row, has_mask = words(description + 112, 4)
+    has_bias, has_alpha, alpha_is_row, has_mask = words(description + OPTIONS + 8, 4)
     outer, k, n = words(dimensions, 3)
     if has_mask and read_word(dimensions + 24) != (n + 7) >> 3:
         return fail(WRONG_MASK)
@@ -131,7 +153,7 @@ def product(description, pointers, dimensions, steps):
     if has_mask:
         mask, mask_row, mask_step = read_word(pointers + operand + 8), read_word(steps + operand + 8), read_word(core + 8)
     # NumPy lets an output be the very array that is an input, which the rest of the product still needs.
-    size, results = read_word(description + 48), 0
+    size, results = read_word(description + TYPE), 0
     columns, place, place_row, place_step = n, y, y_row, y_step
     if y == x or y == w:  # noqa: SIM109  # a tuple of addresses would be compiled as one
         results, y_row, y_step = malloc(outer * n * size), n * size, size
@@ -141,20 +163,21 @@ def product(description, pointers, dimensions, steps):
     m, slices = outer, 1
     if outer > 1 and (w_outer != 0 or alpha_outer != 0):
         m, slices = 1, outer
-    thin, packed = read_word(description + 80), read_word(description + 104)
+    thin, packed = read_word(description + THIN), read_word(description + OPTIONS)
     is_narrow = n <= MAX_ROWS and m > n and w_outer == 0 and not packed and not has_mask and alpha_step == 0
-    if is_narrow and thin != 0 and k > 1 and x_step == w_k and x_step == read_word(description + 56):
+    if is_narrow and thin != 0 and k > 1 and x_step == w_k and x_step == read_word(description + TYPE + 8):
         # With a few columns y is calculated as its transpose, which has a few rows: the same sums of the same products.
         x, w, x_row, w_n, m, n = w, x, w_n, x_row, n, m
         bias_row, bias_step, y_row, y_step = bias_step, bias_row, y_step, y_row
     status = enter_default_float_status()
-    problem = stack(168)
+    problem = stack(PROBLEM)
+    write_words(problem + DZ, (0, 0, 0, 0, 0, 0))
     failed = 0
     while slices > 0:
-        write_words(problem, (x, x_row, x_step, w, w_k, w_n))
-        write_words(problem + 48, (bias, bias_row, bias_step, alpha, alpha_step))
-        write_words(problem + 88, (y, y_row, y_step, mask, mask_row, mask_step))
-        write_words(problem + 136, (m, k, n, description))
+        write_words(problem + X, (x, x_row, x_step, w, w_k, w_n))
+        write_words(problem + BIAS, (bias, bias_row, bias_step, alpha, alpha_step))
+        write_words(problem + Y, (y, y_row, y_step, mask, mask_row, mask_step))
+        write_words(problem + SIZES, (m, k, n, description))
         failed |= _multiply(problem)
         x += x_row
         w += w_outer

@@ -204,6 +204,28 @@ def read_word(typing_context, address):
 
 
 @intrinsic
+def read_byte(typing_context, address):
+    """The byte at `address`, as a word."""
+
+    def codegen(context, builder, sig, args):
+        return builder.zext(builder.load(pointer(builder, args[0], ir.IntType(8)), align=1), WORD)
+
+    return types.intp(types.intp), codegen
+
+
+@intrinsic
+def write_byte(typing_context, address, value):
+    """Write the lowest byte of `value` to `address`."""
+
+    def codegen(context, builder, sig, args):
+        byte = ir.IntType(8)
+        builder.store(builder.trunc(args[1], byte), pointer(builder, args[0], byte), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), codegen
+
+
+@intrinsic
 def write_word(typing_context, address, value):
     """Write the 64-bit word at `address`."""
 

@@ -1,10 +1,12 @@
 """One part of a product, on one thread: the loops over panels of w, blocks of terms and tiles of rows.
 
-``part``      the loop ``jr``, over the panels of the part; chooses the way to their sums
-``_panel``    the loop ``pc``, over blocks of `KC` terms; packs each block of a panel of w just before its use. The loop ``ir``,
-              over tiles of rows, is in the micro-kernel (`fastrelu.kernels.linear`)
+``part``      the loop over groups of panels; chooses the way to their sums
+``_group``    the loops ``pc``, over blocks of `KC` terms, and ``jr``, over the panels of a group
+``_block``    packs a block of a panel just before its use, or forms it. The loop ``ir``, over tiles of rows, is in the
+              micro-kernel (`fastrelu.kernels.linear`)
 ``_strip``    a few rows of x, and a w that is read where it lies
 ``_activate`` results from sums that were made elsewhere
+``_deliver``  results that the micro-kernel could not store where they belong
 
 There is no block of w for all threads to share. For the `MC` rows that go over a panel, packing it takes 1 % of the time, and
 threads need not wait for one another.
@@ -12,8 +14,8 @@ threads need not wait for one another.
 
 from numba.extending import register_jitable
 
+from fastrelu.kernels.gradient import GRADIENT_SCRATCH, form_panel
 from fastrelu.kernels.memory import (
-    atomic_add,
     call_address,
     copy_element,
     read_word,
@@ -24,24 +26,30 @@ from fastrelu.kernels.memory import (
     write_words,
 )
 from fastrelu.kernels.packing import pack_block, panel_width
+from fastrelu.kernels.problem import BIAS, DELIVER, DESCRIPTION, FINISH, HELD, KEEPS_SUMS, SIZES, TILING, TYPE, W, X, Y
 from fastrelu.kernels.scratch import return_scratch, take_scratch
 from fastrelu.kernels.thin import MAX_ROWS
 from fastrelu.operations import KC
 
 # Rows of a part: enough to make it cheap to pack w, few enough for their sums in a panel to stay in the second-level cache.
-# Groups of panels that share a copy of the rows of x were slower: 85 to 90 % of the limit for large products, not 92 to 96 %.
 MC = 768
-# A thread's scratch memory, by what is kept there: a panel of w, rows of x, sums, rows of results, of biases, alpha.
+# Where x has to be copied, the bytes of a column of it, and the panels that share the copy: fewer rows, for the same reason.
+COPY_BYTES, COPY_GROUP = 1536, 4
+# Columns of x that stand a multiple of this apart meet in so few sets of the second-level cache that it cannot hold a block of
+# them: 0.61 of the limit instead of 0.93 for a transposed x with rows of 8 KB.
+ALIASING = 4096
+# A thread's scratch memory, by what is kept there: a panel of w, a block of x, sums, rows of biases, alpha, a block of dz.
 PANEL_BYTES = 256  # of a row of the widest panel that is packed
 STRIP_BYTES = 8192  # of a row of the longest strip
 X_STEP = 4 * KC + 64  # between rows of x, lest they all meet in one set of the first-level cache
+X_COLUMN_STEP = COPY_BYTES + 64
 _W = 0
 _X = _W + KC * PANEL_BYTES
-_TOTAL = _X + MC * X_STEP
-_Y = _TOTAL + MC * PANEL_BYTES
-_START = _Y + MC * PANEL_BYTES
+_TOTAL = _X + COPY_BYTES // 4 * X_STEP
+_START = _TOTAL + COPY_BYTES // 4 * COPY_GROUP * PANEL_BYTES
 _ALPHA = _START + MC * PANEL_BYTES
-SCRATCH = _ALPHA + STRIP_BYTES
+_GRADIENT = _ALPHA + STRIP_BYTES
+SCRATCH = _GRADIENT + GRADIENT_SCRATCH
 _CHAIN = _X  # a strip's, where no rows of x are packed
 
 # Terms that a strip sums before it goes on to the columns further right.
@@ -49,6 +57,17 @@ STRIP_TERMS = 16
 
 # Rows up to which w is read where it lies.
 DIRECT_ROWS = 128
+
+
+@register_jitable
+def copies_x(problem):
+    """Whether blocks of x have to be copied: to be widened, or because they cannot be read where they lie without delay."""
+    x_row, x_step = words(problem + X + 8, 2)
+    description = read_word(problem + DESCRIPTION)
+    MR = read_word(description)
+    IN, SIZE = words(description + TYPE, 2)
+    m = read_word(problem + SIZES)
+    return IN != SIZE or (x_row == SIZE and x_step & (ALIASING - 1) == 0 and x_step != 0 and m > MR)
 
 
 @register_jitable
@@ -99,131 +118,209 @@ def _activate(block, kernel, lanes, size, columns, sums, row, alpha, target, tar
 
 
 @register_jitable
-def _panel(problem, block, scratch, rows, x, table, j, width, columns, start, start_row, target, target_row, shown):
-    """The loops pc and, in the micro-kernel, ir: one panel of w, packed if it has to be, for all rows of the part."""
-    x_row, x_step, w, w_k, w_n = words(problem + 8, 5)
-    k, _, description = words(problem + 144, 3)
-    MR = read_word(description)
-    IN, SIZE, pack = words(description + 48, 3)
-    packed = read_word(description + 104)
-    is_direct = w_n == SIZE and IN == SIZE and columns == width and (rows <= DIRECT_ROWS or w_k == width * SIZE)
-    whole, rest = rows // MR, rows % MR
-    # Sums that are not complete stay out of y, whose rows may meet in few sets of the second-level cache.
-    total, row = scratch + _TOTAL, width * SIZE
-    p = 0
-    while True:
-        terms = smaller(KC, k - p)
-        is_first, is_last = p == 0, p + terms >= k
-        b, b_step = scratch + _W, row
-        source = w + p * w_k + j * w_n
-        # Beside the first tile the next panel is asked for: its memory arrives while there is something else to do.
-        soon = w + (j + width) * w_n if is_last else source + KC * w_k
-        soon_four, soon_one = 4 * w_k, w_k
-        if packed:
-            b = w + (j * k + p * width) * SIZE
-            soon, soon_four, soon_one = b + KC * b_step if rows > MR else 0, 4 * b_step, b_step
-        elif is_direct:
-            b, b_step = source, w_k
-            soon = b + 4 * b_step
-        else:
-            pack_block(pack, source, w_k, w_n, terms, columns, b, b_step)
-            if w_k == IN:
-                soon_four, soon_one = w_n, PANEL_BYTES
-        a, a_row, a_step = x + p * x_step, x_row, x_step
-        if IN != SIZE:
-            a, a_row, a_step = scratch + _X, X_STEP, SIZE
-            pack_block(pack, x + p * x_step, x_row, x_step, rows, terms, a, a_row)
-        write_words(block, (a, a_row, a_step, b, b_step, terms, soon, soon_four, soon_one))
-        write_words(block + 72, (is_first, not is_first, is_last, start, start_row, total, row))
-        write_words(block + 128, (scratch + _ALPHA, target, target_row, shown))
-        if whole > 0:
-            call_address(read_word(table + 8 * MR - 8), block, whole)
-        if rest > 0:
-            done = whole * MR
-            write_word(block, a + done * a_row)
-            write_words(block + 96, (start + done * start_row, start_row, total + done * row))
-            write_word(block + 136, target + done * target_row)
-            call_address(read_word(table + 8 * rest - 8), block, 1)
-        p += terms
-        if is_last:
-            break
+def _prepare(problem, scratch, i0, rows, j, width, columns):
+    """The bias and alpha of these columns, dense and of the type of the sums; returns the bias's address and row step."""
+    bias, bias_row, bias_step, alpha, alpha_step = words(problem + BIAS, 5)
+    description = read_word(problem + DESCRIPTION)
+    SIZE, pack, pack_alpha = words(description + TYPE + 8, 3)
+    start, start_row = scratch + _START, 0
+    if bias == 0:
+        _fill(start, width * SIZE)
+    elif bias_row == 0:
+        pack_block(pack, bias + j * bias_step, 0, bias_step, 1, columns, start, 0)
+    else:
+        start_row = width * SIZE
+        pack_block(pack, bias + i0 * bias_row + j * bias_step, bias_row, bias_step, rows, columns, start, start_row)
+    if alpha != 0:
+        pack_block(pack_alpha, alpha + j * alpha_step, 0, alpha_step, 1, columns, scratch + _ALPHA, 0)
+    return start, start_row
 
 
 @register_jitable
+def _place_of_results(problem, i0, j, sums, width, columns):
+    """Where the micro-kernel stores: where the results belong, or in place of the sums; with the row step and the columns."""
+    y, y_row, y_step = words(problem + Y, 3)
+    held, keeps_sums = read_word(problem + HELD), read_word(problem + KEEPS_SUMS)
+    description = read_word(problem + DESCRIPTION)
+    IN, SIZE = words(description + TYPE, 2)
+    if keeps_sums or (y_step == IN and IN == SIZE and held == 0):
+        return y + i0 * y_row + j * y_step, y_row, columns
+    return sums, width * SIZE, width
+
+
+@register_jitable
+def _deliver(problem, scratch, i0, rows, j, columns, source, source_row):
+    """Bring results from where the micro-kernel stored them to where they belong, if these are two places."""
+    y, y_row, y_step, mask, mask_row, mask_step = words(problem + Y, 6)
+    held, held_row, held_step, keeps_sums = words(problem + HELD, 4)
+    description = read_word(problem + DESCRIPTION)
+    IN, SIZE = words(description + TYPE, 2)
+    finish, deliver = read_word(description + FINISH), read_word(description + DELIVER)
+    if keeps_sums:
+        return
+    y += i0 * y_row + j * y_step
+    if deliver != 0:
+        if y_step != IN or IN != SIZE or held != 0:
+            task = stack(88)
+            held += i0 * held_row + j * held_step if held != 0 else 0
+            write_words(task, (source, source_row, SIZE, held, held_row, held_step, y, y_row, y_step, rows, columns))
+            call_address(deliver, task, 0)
+        return
+    if finish != 0:
+        # In place, unless the results are of another type or no neighbours.
+        results, results_row = y, y_row
+        if y_step != IN:
+            results, results_row = source, source_row
+        finish_task = stack(80)
+        write_words(finish_task, (source, source_row, results, results_row, rows, columns, scratch + _ALPHA))
+        write_words(finish_task + 56, (mask + i0 * mask_row + (j >> 3) * mask_step, mask_row, mask_step))
+        call_address(finish, finish_task, 0)
+    if y_step != IN:
+        copy_out(source, source_row, IN, rows, columns, y, y_row, y_step)
+
+
+@register_jitable
+def _block(problem, block, scratch, i0, rows, a, a_row, a_step, p, j, width, columns, total):
+    """One block of terms of one panel, for all rows of the part."""
+    w, w_k, w_n = words(problem + W, 3)
+    k, _, description, dz, is_transposed = words(problem + SIZES + 8, 5)
+    MR, NARROW = words(description, 2)
+    IN, SIZE, pack, _, _, kernels, _, packed = words(description + TYPE, 8)
+    is_direct = w_n == SIZE and IN == SIZE and columns == width and (rows <= DIRECT_ROWS or w_k == width * SIZE) and dz == 0
+    table = kernels + (MR * 8 if width > NARROW else 0)
+    row = width * SIZE
+    terms = smaller(KC, k - p)
+    is_first, is_last = p == 0, p + terms >= k
+    start, start_row = _prepare(problem, scratch, i0, rows, j, width, columns) if is_first or is_last else (0, 0)
+    b, b_step = scratch + _W, row
+    source = w + p * w_k + j * w_n
+    # Beside the first tile the next panel is asked for: its memory arrives while there is something else to do.
+    soon = w + (j + width) * w_n if is_last else source + KC * w_k
+    soon_four, soon_one = 4 * w_k, w_k
+    if w_k == IN:
+        soon_four, soon_one = w_n, PANEL_BYTES
+    if dz != 0:
+        form_panel(dz, scratch + _GRADIENT, p, j, terms, columns, is_transposed, i0 == 0, b, b_step)
+    elif packed:
+        b = w + (j * k + p * width) * SIZE
+        soon, soon_four, soon_one = b + KC * b_step if rows > MR else 0, 4 * b_step, b_step
+    elif is_direct:
+        b, b_step = source, w_k
+        soon, soon_four, soon_one = b + 4 * b_step, 4 * b_step, b_step
+    else:
+        pack_block(pack, source, w_k, w_n, terms, columns, b, b_step)
+    # Sums that are not complete stay out of y, whose rows may meet in few sets of the second-level cache.
+    target, target_row, shown = _place_of_results(problem, i0, j, total, width, columns)
+    write_words(block, (a, a_row, a_step, b, b_step, terms, soon, soon_four, soon_one))
+    write_words(block + 72, (is_first, not is_first, is_last, start, start_row, total, row))
+    write_words(block + 128, (scratch + _ALPHA, target, target_row, shown))
+    whole, rest = rows // MR, rows % MR
+    if whole > 0:
+        call_address(read_word(table + 8 * MR - 8), block, whole)
+    if rest > 0:
+        done = whole * MR
+        write_word(block, a + done * a_row)
+        write_words(block + 96, (start + done * start_row, start_row, total + done * row))
+        write_word(block + 136, target + done * target_row)
+        call_address(read_word(table + 8 * rest - 8), block, 1)
+    if is_last:
+        _deliver(problem, scratch, i0, rows, j, columns, target, target_row)
+
+
+@register_jitable
+def _group(problem, block, scratch, i0, rows, j0, j_end):
+    """All sums of some panels."""
+    x, x_row, x_step = words(problem + X, 3)
+    k, _, description = words(problem + SIZES + 8, 3)
+    _, NARROW, NR = words(description, 3)
+    IN, SIZE, pack = words(description + TYPE, 3)
+    copies = copies_x(problem)
+    x += i0 * x_row
+    p = 0
+    while True:
+        a, a_row, a_step = x + p * x_step, x_row, x_step
+        if copies and k > 0:
+            a, a_row, a_step = scratch + _X, X_STEP, SIZE
+            if x_row == IN and rows > 1:
+                a_row, a_step = SIZE, X_COLUMN_STEP
+                pack_block(pack, x + p * x_step, x_step, x_row, smaller(KC, k - p), rows, a, a_step)
+            else:
+                pack_block(pack, x + p * x_step, x_row, x_step, rows, smaller(KC, k - p), a, a_row)
+        j, total = j0, scratch + _TOTAL
+        while j < j_end:
+            width = panel_width(j_end - j, NARROW, NR)
+            columns = smaller(width, j_end - j)
+            _block(problem, block, scratch, i0, rows, a, a_row, a_step, p, j, width, columns, total)
+            total += rows * width * SIZE
+            j += columns
+        p += KC
+        if p >= k:
+            break
+
+
 def part(task, index):
-    """Calculate the part `index` of the product that the task describes (`fastrelu.kernels.matrix`)."""
+    """Calculate one part of a product.
+
+    Parameters
+    ----------
+    task : intp
+        Address of four words: the problem (`fastrelu.kernels.problem`), rows and columns of a part, and parts of a column.
+    index : intp
+        Number of the part.
+
+    Returns
+    -------
+    int32
+        Whether there was memory; nothing is written otherwise.
+    """
     problem, part_rows, part_columns, row_parts = words(task, 4)
-    x, x_row, x_step, w, w_k, w_n = words(problem, 6)
-    bias, bias_row, bias_step, alpha, alpha_step = words(problem + 48, 5)
-    y, y_row, y_step, mask, mask_row, mask_step = words(problem + 88, 6)
-    m, k, n, description = words(problem + 136, 4)
+    x, x_row, x_step, w, w_k, w_n = words(problem + X, 6)
+    m, k, n, description, dz = words(problem + SIZES, 5)
     MR, NARROW, NR = words(description, 3)
-    IN, SIZE, pack, pack_alpha, thin, kernels, finish, packed = words(description + 48, 8)
+    IN, SIZE, _, _, thin, kernels, _, packed = words(description + TYPE, 8)
 
     memory = take_scratch(SCRATCH + 64)
     if memory == 0:
-        atomic_add(task + 32, 1)
-        return
+        return 0
     scratch = (memory + 63) & -64
     i0 = index % row_parts * part_rows
     j, j_end = index // row_parts * part_columns, smaller(n, (index // row_parts + 1) * part_columns)
     rows = smaller(part_rows, m - i0)
-    x += i0 * x_row
-    y += i0 * y_row
-    mask += i0 * mask_row
-    bias += i0 * bias_row
-    in_place = w_n == SIZE and IN == SIZE and not packed
+    place = x + i0 * x_row
+    in_place = w_n == SIZE and IN == SIZE and not packed and dz == 0
     is_thin = (
         rows <= smaller(MAX_ROWS, MR) and thin != 0 and x_step == SIZE and w_k == SIZE and w_n != SIZE and not packed and k > 1
-    )
-    strip_lanes = read_word(description + 16 + 8 * rows) if in_place and rows <= 3 and rows < MR and k > 0 else 0
-    sums, start, row_of_alpha = scratch + _TOTAL, scratch + _START, scratch + _ALPHA
-    block = stack(160)
+    ) and dz == 0
+    strip_lanes = read_word(description + TILING + 16 + 8 * rows) if in_place and rows <= 3 and 0 < rows < MR and k > 0 else 0
+    group = NR * COPY_GROUP if copies_x(problem) else NR
+    sums, block = scratch + _TOTAL, stack(160)
     while j < j_end:
         is_strip = strip_lanes > 0 and j_end - j >= strip_lanes
+        if not is_strip and not is_thin:
+            end = smaller(j + group, j_end)
+            _group(problem, block, scratch, i0, rows, j, end)
+            j = end
+            continue
         width = panel_width(j_end - j, NARROW, NR)
         table = kernels + (MR * 8 if width > NARROW else 0)
+        lanes = width
         if is_strip:
             width = smaller((j_end - j) // strip_lanes, STRIP_BYTES // (strip_lanes * SIZE)) * strip_lanes
             table = kernels + (MR * 16 if NR > NARROW else MR * 8)
+            lanes = strip_lanes
         columns, row = smaller(width, j_end - j), width * SIZE
-        target, target_row, shown = y + j * y_step, y_row, columns
-        if y_step != IN or IN != SIZE:
-            target, target_row, shown = scratch + _Y, row, width
-        # The bias and alpha of these columns, dense and of the type of the sums.
-        start_row = 0
-        if bias == 0:
-            _fill(start, row)
-        elif bias_row == 0:
-            pack_block(pack, bias + j * bias_step, 0, bias_step, 1, columns, start, 0)
-        else:
-            start_row = row
-            pack_block(pack, bias + j * bias_step, bias_row, bias_step, rows, columns, start, start_row)
-        if alpha != 0:
-            pack_block(pack_alpha, alpha + j * alpha_step, 0, alpha_step, 1, columns, row_of_alpha, 0)
+        start, start_row = _prepare(problem, scratch, i0, rows, j, width, columns)
+        target, target_row, shown = _place_of_results(problem, i0, j, sums, width, columns)
+        kernel = read_word(table + 8 * rows - 8)
         if is_strip:
-            kernel, place, chain = read_word(table + 8 * rows - 8), w + j * SIZE, scratch + _CHAIN
-            operands = (x, x_row, x_step, place, w_k, k, width)
+            operands, chain = (place, x_row, x_step, w + j * SIZE, w_k, k, width), scratch + _CHAIN
             _strip(block, kernel, strip_lanes, SIZE, *operands, start, start_row, sums, chain, row)
-            _activate(block, kernel, strip_lanes, SIZE, width, sums, row, row_of_alpha, target, target_row, shown)
-        elif is_thin:
-            kernel, thin_task = read_word(table + 8 * rows - 8), stack(80)
-            write_words(thin_task, (x, x_row, w + j * w_n, w_n, k, columns, start, start_row, sums, row))
-            call_address(thin, thin_task, rows)
-            _activate(block, kernel, width, SIZE, width, sums, row, row_of_alpha, target, target_row, shown)
         else:
-            places = (start, start_row, target, target_row, shown)
-            _panel(problem, block, scratch, rows, x, table, j, width, columns, *places)
-        if finish != 0:
-            # In place, unless the results are of another type or no neighbours.
-            results, results_row = y + j * y_step, y_row
-            if y_step != IN:
-                results, results_row = target, target_row
-            finish_task = stack(80)
-            write_words(finish_task, (target, target_row, results, results_row, rows, columns, row_of_alpha))
-            write_words(finish_task + 56, (mask + (j >> 3) * mask_step, mask_row, mask_step))
-            call_address(finish, finish_task, 0)
-        if y_step != IN:
-            copy_out(target, target_row, IN, rows, columns, y + j * y_step, y_row, y_step)
+            thin_task = stack(80)
+            write_words(thin_task, (place, x_row, w + j * w_n, w_n, k, columns, start, start_row, sums, row))
+            call_address(thin, thin_task, rows)
+        _activate(block, kernel, lanes, SIZE, width, sums, row, scratch + _ALPHA, target, target_row, shown)
+        _deliver(problem, scratch, i0, rows, j, columns, target, target_row)
         j += columns
     return_scratch(memory)
+    return 1

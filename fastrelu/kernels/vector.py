@@ -391,3 +391,18 @@ def power_of_two(typing_context, shifted):
         return builder.bitcast(exponent, shifted.llvm)
 
     return shifted(shifted), codegen
+
+
+def bits_as_mask(lanes: int):
+    """A primitive that turns the low bits of a word into a mask, the lowest for lane 0."""
+    mask = Vector(BOOL, lanes)
+
+    @intrinsic
+    def as_mask(typing_context, bits):
+        def codegen(context, builder, sig, args):
+            kept = args[0] if lanes == 64 else builder.trunc(args[0], ir.IntType(lanes))
+            return builder.bitcast(kept, mask.llvm)
+
+        return mask(types.intp), codegen
+
+    return as_mask

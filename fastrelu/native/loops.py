@@ -9,7 +9,7 @@ from typing import Any
 
 from fastrelu.native import errors, linker, matrix, pool, target
 from fastrelu.native.guard import lock
-from fastrelu.operations import Fused, Loop
+from fastrelu.operations import Fused, Gradient, Loop
 from fastrelu.threads import default_num_threads
 
 Source = tuple[Callable[..., Any], Any]
@@ -57,6 +57,14 @@ def address_of(loop: Loop) -> int:
     with lock:
         _runtime()
         return linker.link(loop.name, source)
+
+
+def _panels() -> Source:
+    from numba import types
+
+    from fastrelu.kernels.panels import part
+
+    return part, types.int32(types.intp, types.intp)
 
 
 def _product() -> Source:
@@ -125,6 +133,7 @@ def address_of_fused(spec: Fused) -> int:
     first, last = matrix.split_formula(spec)
     with lock:
         _runtime()
+        linker.link(matrix.PART, _panels)
         linker.link(matrix.PRODUCT, _product)
         _link_packing(dtype, vector_bytes)
         _link_packing(sums, vector_bytes)
@@ -134,4 +143,38 @@ def address_of_fused(spec: Fused) -> int:
         if last is not None:
             name = matrix.finish_name(last, dtype, spec.mask, vector_bytes)
             _part(name, "linear", "finish", last, sums, dtype, spec.mask, vector_bytes)
+        return linker.link(spec.name, source)
+
+
+def _backward() -> Source:
+    from numba import types
+
+    from fastrelu.kernels.backward import gradients
+
+    return gradients, types.int32(types.intp, types.intp, types.intp, types.intp)
+
+
+def address_of_gradient(spec: Gradient) -> int:
+    """The address of the loop of a backward pass."""
+
+    def source() -> Source:
+        from fastrelu.kernels.backward import loop
+        from fastrelu.kernels.elementwise import LOOP
+
+        return loop(spec), LOOP
+
+    dtype, vector_bytes = spec.dtype, spec.vector_bytes
+    tiling = matrix.Tiling(dtype, vector_bytes)
+    sums = tiling.sum_dtype
+    with lock:
+        _runtime()
+        linker.link(matrix.PART, _panels)
+        linker.link(matrix.BACKWARD, _backward)
+        _link_packing(dtype, vector_bytes)
+        _link_packing(sums, vector_bytes)
+        _link_tiles("", sums, vector_bytes)
+        _part(matrix.deliver_name(dtype, vector_bytes), "results", "build", dtype, vector_bytes)
+        _part(matrix.add_up_name(sums, vector_bytes), "results", "add_up", sums, vector_bytes)
+        name = matrix.form_name(spec.formula, sums, spec.mask, vector_bytes)
+        _part(name, "gradient", "build", spec.formula, sums, spec.mask, vector_bytes, tiling.widths[-1])
         return linker.link(spec.name, source)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastrelu.operations import HALVES, Fused
+from fastrelu.operations import GRADIENTS, HALVES, Fused, Gradient
 
+PART = "fastrelu_part"
 PRODUCT = "fastrelu_product"
+BACKWARD = "fastrelu_backward"
 PACK_WEIGHT = "fastrelu_pack_weight"
 
 
@@ -32,6 +34,21 @@ def finish_name(formula: str, dtype: str, mask: bool, vector_bytes: int) -> str:
 def thin_name(dtype: str, vector_bytes: int) -> str:
     """What the product for a few rows and contiguous columns is called."""
     return f"fastrelu_thin_{dtype}_{vector_bytes}"
+
+
+def deliver_name(dtype: str, vector_bytes: int) -> str:
+    """What brings sums to where they belong."""
+    return f"fastrelu_deliver_{dtype}_{vector_bytes}"
+
+
+def add_up_name(dtype: str, vector_bytes: int) -> str:
+    """What adds the sums of blocks."""
+    return f"fastrelu_add_up_{dtype}_{vector_bytes}"
+
+
+def form_name(formula: str, dtype: str, mask: bool, vector_bytes: int) -> str:
+    """What forms the gradient before an activation."""
+    return f"fastrelu_form_{formula}{'_mask' * mask}_{dtype}_{vector_bytes}"
 
 
 @dataclass(frozen=True)
@@ -126,4 +143,38 @@ def describe(spec: Fused) -> list[int | str]:
         tiles_name(first, tiling.sum_dtype, spec.vector_bytes) + "_table",
         0 if last is None else finish_name(last, tiling.dtype, spec.mask, spec.vector_bytes),
         *(int(spec.packed), int(spec.has_bias), int(spec.has_alpha), int(spec.alpha_is_row), int(spec.mask)),
+        0,
+    ]
+
+
+# The operands of a backward pass in their order.
+DY, Y_IN, X_IN, W_IN, ALPHA, DX_HELD, DW_HELD, DB_HELD, DX_OUT, DW_OUT, DB_OUT = range(11)
+COUNT = 11
+
+
+def describe_backward(spec: Gradient) -> list[int | str]:
+    """What `fastrelu.kernels.backward` has to know of an operation."""
+    dtype, vector_bytes = spec.dtype, spec.vector_bytes
+    tiling = Tiling(dtype, vector_bytes)
+    sums = tiling.sum_dtype
+    axes = (2, 2, 1)
+    return [
+        *(tiling.rows, tiling.widths[0], tiling.widths[-1], *tiling.wide),
+        *(tiling.in_size, tiling.size),
+        pack_name(dtype, vector_bytes),
+        pack_name(sums, vector_bytes),
+        0,
+        tiles_name("", sums, vector_bytes) + "_table",
+        *(0, 0, 0, int(spec.has_alpha), 0, 0),
+        deliver_name(dtype, vector_bytes),
+        form_name(spec.formula, sums, spec.mask, vector_bytes),
+        add_up_name(sums, vector_bytes),
+        int(spec.mask),
+        2,
+        2 if spec.formula else -1,
+        2 if "dw" in spec.wanted else -1,
+        2 if "dx" in spec.wanted else -1,
+        0 if spec.has_alpha else -1,
+        *(n if name in spec.added else -1 for name, n in zip(GRADIENTS, axes, strict=True)),
+        *(n if name in spec.wanted else -1 for name, n in zip(GRADIENTS, axes, strict=True)),
     ]

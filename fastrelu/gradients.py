@@ -1,0 +1,535 @@
+"""The backward passes of the fused layers.
+
+The names follow one rule: that of the layer and ``_backward``. With dz = f'(dy, y), the gradient before the activation,
+
+    dx = dz @ w.T        dw = x.T @ dz        db = the sum of dz over the batch
+
+and dz itself is never stored. What is said here once holds for all:
+
+* ``w`` is a matrix (k, n), and all leading axes of dy (..., n), y (..., n) and x (..., k) are the batch: dx has the shape of
+  x, dw that of w, db (n,). A w with batch axes of its own makes as many products, with the signature
+  ``(m,n),(m,n),(m,k),(k,n)->(m,k),(k,n),(n)``; its axes and those of the others are broadcast. The bare generalized ufunc is
+  `fastrelu.ufuncs.linear_relu_backward`, and so on.
+* ``wanted`` names the gradients to calculate; the others are returned as None. x is needed for dw only and w for dx only, and
+  may be None otherwise.
+* ``out`` is a triple of arrays or None. Gradients that ``accumulate`` names are added to what `out` holds:
+  ``out + gradient``, in the type of the sums for halves.
+* Every element is summed as in the forward pass: in blocks of 256 terms, one chain of fused multiply-adds from 0 a block, and
+  the blocks' sums in ascending order. The terms of dx run along n, those of dw and db along the batch. Nothing else that a
+  call does changes the bits: neither threads, layouts, `wanted`, nor whether y or its bits are given. A batch in pieces
+  of 256 rows, accumulated one after the other from 0, gives the bits of the whole batch.
+* Where y is NaN the gradient passes. Types, strides, overlap and warnings are as in the forward pass (`fastrelu.layers`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy import ndarray
+
+from fastrelu.operations import GRADIENTS, backward
+from fastrelu.packed import PackedWeight
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from typing_extensions import Unpack
+
+    from fastrelu.layers import GufuncKeywords
+
+__all__ = [
+    "linear_backward",
+    "linear_elu_backward",
+    "linear_leaky_relu_backward",
+    "linear_relu_backward",
+    "linear_sigmoid_backward",
+    "linear_softplus_backward",
+    "linear_tanh_backward",
+]
+
+Triple = tuple[Any, Any, Any]
+"""dx, dw and db."""
+
+
+def _ufunc(base: str, mask: bool, wanted: tuple[str, ...], added: tuple[str, ...]) -> Any:
+    from fastrelu import ufuncs
+
+    return getattr(ufuncs, backward(base, mask, wanted, added).name)
+
+
+def _names(base: str, what: str, given: Any) -> tuple[str, ...]:
+    """The gradients that an argument names, in their order."""
+    if isinstance(given, str) or not all(name in GRADIENTS for name in given):
+        raise ValueError(f"{base}: {what} must be a sequence of names among {GRADIENTS}, not {given!r}")
+    return tuple(name for name in GRADIENTS if name in given)
+
+
+def _overrides(operand: Any) -> bool:
+    """Whether the operand's type decides itself what happens to it."""
+    override = getattr(type(operand), "__array_ufunc__", ndarray.__array_ufunc__)
+    return override is not ndarray.__array_ufunc__
+
+
+def _backward(
+    base: str, operands: dict[str, Any], alpha: tuple[Any, ...], out: Any, wanted: Any, accumulate: Any, kwargs: Any
+) -> Triple:
+    """The gradients of a layer; `operands` are dy, y where the layer has an activation, x and w."""
+    from fastrelu import ufuncs
+
+    wanted = GRADIENTS if wanted is GRADIENTS else _names(base, "wanted", wanted)
+    added = _names(base, "accumulate", accumulate) if accumulate else ()
+    if not wanted:
+        raise ValueError(f"{base}: wanted must name at least one of {GRADIENTS}")
+    outputs = _outputs(base, out, wanted, added)
+    for name, gradient in (("x", "dw"), ("w", "dx")):
+        if gradient not in wanted:
+            if operands[name] is None:
+                del operands[name]
+        elif operands[name] is None:
+            raise ValueError(f"{base}: {name} is needed for {gradient}, and must not be None")
+    if type(operands.get("w")) is PackedWeight:
+        operands["w"] = operands["w"].unpack()
+    given = [*operands.values(), *alpha, *outputs.values()]
+    results: Any
+    try:
+        if any(map(_overrides, given)) or "axes" in kwargs:
+            is_mask = getattr(operands.get("y"), "dtype", None) == np.uint8
+            results = _call(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
+        else:
+            operands = {name: o if type(o) is ndarray else np.asanyarray(o) for name, o in operands.items()}
+            is_mask = "y" in operands and operands["y"].dtype == np.uint8
+            _check_shapes(base, operands, outputs, is_mask)
+            if "w" not in operands or operands["w"].ndim == 2:
+                results = _flat(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
+            else:
+                results = _call(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
+    except TypeError as error:
+        raise ufuncs.explain(error) from None
+    gradients = dict(zip(wanted, results, strict=True))
+    return gradients.get("dx"), gradients.get("dw"), gradients.get("db")
+
+
+def _outputs(base: str, out: Any, wanted: tuple[str, ...], added: tuple[str, ...]) -> dict[str, Any]:
+    """The arrays for the gradients, by their names."""
+    if out is None:
+        out = (None, None, None)
+    if type(out) is not tuple or len(out) != 3:
+        raise ValueError(f"{base}: out must be a tuple of three arrays or None, for dx, dw and db, not {type(out).__name__}")
+    outputs = {name: array for name, array in zip(GRADIENTS, out, strict=True) if array is not None}
+    for name, array in outputs.items():
+        if name not in wanted:
+            raise ValueError(f"{base}: out has an array for {name}, which wanted does not name")
+        if not hasattr(array, "shape"):
+            raise TypeError(f"{base}: out must hold arrays or None, not {type(array).__name__}")
+    for name in added:
+        if name not in outputs:
+            raise ValueError(f"{base}: accumulate names {name}, for which out has no array")
+    return outputs
+
+
+def _check_shapes(base: str, operands: dict[str, Any], outputs: dict[str, Any], is_mask: bool) -> None:
+    shapes = {name: operand.shape for name, operand in operands.items()}
+    dy, w = shapes["dy"], shapes.get("w")
+    if len(dy) < 1:
+        raise ValueError(f"{base}: dy must have at least one axis, (..., n), not shape {dy}")
+    n = dy[-1]
+    if w is not None and (len(w) < 2 or w[-1] != n):
+        raise ValueError(f"{base}: w must have shape (..., k, {n}) for dy of shape {dy}, not {w}")
+    flat = w is None or len(w) == 2
+    batch = dy[:-1]
+    lengths = {"y": -(-n // 8) if is_mask else n, "x": shapes["x"][-1] if w is None and shapes.get("x") else None}
+    if w is not None:
+        lengths["x"] = w[-2]
+    for name in ("y", "x"):
+        if name not in shapes:
+            continue
+        shape, length = shapes[name], lengths[name]
+        if len(shape) < 1 or shape[-1] != length or (flat and shape[:-1] != batch):
+            allowed = f"({', '.join(map(str, batch))}{', ' if batch else ''}{'k' if length is None else length})"
+            kind = "as bits of y > 0, which dtype uint8 means, must" if name == "y" and is_mask else "must"
+            raise ValueError(f"{base}: {name} {kind} have shape {allowed} for dy of shape {dy}, not {shape}")
+    if not flat:
+        return
+    k = w[-2] if w is not None else shapes["x"][-1] if "x" in shapes else 0
+    allowed_shapes = {"dx": (*batch, k), "dw": (k, n), "db": (n,)}
+    for name, array in outputs.items():
+        if array.shape != allowed_shapes[name]:
+            raise ValueError(f"{base}: out for {name} must have shape {allowed_shapes[name]}, not {array.shape}")
+
+
+def _flat(
+    base: str,
+    is_mask: bool,
+    wanted: tuple[str, ...],
+    added: tuple[str, ...],
+    operands: dict[str, Any],
+    alpha: tuple[Any, ...],
+    outputs: dict[str, Any],
+    kwargs: Any,
+) -> Sequence[Any]:
+    """The gradients with all leading axes as one batch."""
+    batch = operands["dy"].shape[:-1]
+    if len(batch) == 1:
+        return _call(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
+    m = math.prod(batch)
+    flat = {name: o if name == "w" else o.reshape(m, o.shape[-1]) for name, o in operands.items()}
+    given, late = outputs.get("dx"), None
+    if given is not None:
+        outputs = {**outputs, "dx": given.reshape(m, given.shape[-1])}
+        if not np.may_share_memory(outputs["dx"], given):
+            late = given  # its batch axes are not one axis of any stride
+    results = list(_call(base, is_mask, wanted, added, flat, alpha, outputs, kwargs))
+    if "dx" in wanted:
+        results[0] = results[0].reshape(*batch, results[0].shape[-1]) if given is None else given
+    if late is not None:
+        late[...] = outputs["dx"].reshape(late.shape)
+    return results
+
+
+def _call(
+    base: str,
+    is_mask: bool,
+    wanted: tuple[str, ...],
+    added: tuple[str, ...],
+    operands: dict[str, Any],
+    alpha: tuple[Any, ...],
+    outputs: dict[str, Any],
+    kwargs: Any,
+) -> Sequence[Any]:
+    """What the ufunc of this variant returns, as a tuple."""
+    needed = [operands["dy"], *([operands["y"]] if "y" in operands else [])]
+    needed += [operands[name] for name, gradient in (("x", "dw"), ("w", "dx")) if gradient in wanted]
+    out = tuple(outputs.get(name) for name in wanted)
+    results = _ufunc(base, is_mask, wanted, added)(*needed, *alpha, *(outputs[name] for name in added), out=out, **kwargs)
+    return results if type(results) is tuple else (results,)
+
+
+def linear_backward(
+    dy: ArrayLike,
+    x: ArrayLike | None,
+    w: Any,
+    /,
+    out: Any = None,
+    *,
+    wanted: Sequence[str] = GRADIENTS,
+    accumulate: Sequence[str] = (),
+    **kwargs: Unpack[GufuncKeywords],
+) -> Triple:
+    """Gradients of `linear` with respect to its input, weight and bias.
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient with respect to the output (..., n).
+    x : array_like or None
+        The input (..., k); needed for dw only.
+    w : array_like, PackedWeight or None
+        The weight (k, n); needed for dx only.
+    out : tuple of (ndarray or None), optional
+        Where to put dx, dw and db.
+    wanted : sequence of str, optional
+        The gradients to calculate, among "dx", "dw" and "db".
+    accumulate : sequence of str, optional
+        Those of them that are added to what `out` holds.
+    **kwargs
+        As for any generalized `numpy.ufunc`.
+
+    Returns
+    -------
+    dx : ndarray or None
+        dy @ w.T, of the shape of `x`.
+    dw : ndarray or None
+        x.T @ dy, of the shape of `w`.
+    db : ndarray or None
+        The sum of dy over the batch (n,).
+
+    Raises
+    ------
+    TypeError
+        If an operand is neither of a float nor of an integer type.
+    ValueError
+        If shapes do not fit, if an operand that is needed is None, or if `wanted`, `out` and `accumulate` do not fit together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrelu
+    >>> dx, dw, db = fastrelu.linear_backward(np.array([[1.0, 2.0]]), np.array([[3.0]]), np.array([[1.0, -1.0]]))
+    >>> dx, dw, db
+    (array([[-1.]]), array([[3., 6.]]), array([1., 2.]))
+    """
+    return _backward("linear_backward", {"dy": dy, "x": x, "w": w}, (), out, wanted, accumulate, kwargs)
+
+
+def linear_relu_backward(
+    dy: ArrayLike,
+    y: ArrayLike,
+    x: ArrayLike | None,
+    w: Any,
+    /,
+    out: Any = None,
+    *,
+    wanted: Sequence[str] = GRADIENTS,
+    accumulate: Sequence[str] = (),
+    **kwargs: Unpack[GufuncKeywords],
+) -> Triple:
+    """Gradients of `linear_relu` with respect to its input, weight and bias.
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient with respect to the output (..., n).
+    y : array_like
+        The output (..., n), or the bits of y > 0 that ``linear_relu(mask=)`` writes: an array of uint8 (..., ceil(n / 8)). The
+        type uint8 always means bits; those beyond the last column are ignored.
+    x, w, out, wanted, accumulate, **kwargs
+        As for `linear_backward`.
+
+    Returns
+    -------
+    dx, dw, db : ndarray or None
+        As for `linear_backward`, with dz = dy where y > 0 or y is NaN, else 0, in place of dy.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `linear_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrelu
+    >>> x, w = np.array([[1.0, 2.0]]), np.array([[1.0, 0.0], [0.0, -1.0]])
+    >>> y = fastrelu.linear_relu(x, w)
+    >>> fastrelu.linear_relu_backward(np.ones((1, 2)), y, x, w, wanted=("dw", "db"))
+    (None, array([[1., 0.],
+           [2., 0.]]), array([1., 0.]))
+    """
+    return _backward("linear_relu_backward", {"dy": dy, "y": y, "x": x, "w": w}, (), out, wanted, accumulate, kwargs)
+
+
+def linear_leaky_relu_backward(
+    dy: ArrayLike,
+    y: ArrayLike,
+    x: ArrayLike | None,
+    w: Any,
+    /,
+    alpha: ArrayLike = 0.01,
+    out: Any = None,
+    *,
+    wanted: Sequence[str] = GRADIENTS,
+    accumulate: Sequence[str] = (),
+    **kwargs: Unpack[GufuncKeywords],
+) -> Triple:
+    """Gradients of `linear_leaky_relu` with respect to its input, weight and bias.
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient with respect to the output (..., n).
+    y : array_like
+        The output (..., n). It tells the sign of the input for alpha >= 0 only.
+    x, w
+        As for `linear_backward`.
+    alpha : array_like, optional
+        As in the forward pass.
+    out, wanted, accumulate, **kwargs
+        As for `linear_backward`.
+
+    Returns
+    -------
+    dx, dw, db : ndarray or None
+        As for `linear_backward`, with dz = `leaky_relu_backward` of dy, y and alpha in place of dy.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `linear_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrelu
+    >>> y = np.array([[-0.5, 2.0]])
+    >>> fastrelu.linear_leaky_relu_backward(np.ones((1, 2)), y, None, None, 0.25, wanted=("db",))
+    (None, None, array([0.25, 1.  ]))
+    """
+    operands = {"dy": dy, "y": y, "x": x, "w": w}
+    return _backward("linear_leaky_relu_backward", operands, (alpha,), out, wanted, accumulate, kwargs)
+
+
+def linear_elu_backward(
+    dy: ArrayLike,
+    y: ArrayLike,
+    x: ArrayLike | None,
+    w: Any,
+    /,
+    alpha: ArrayLike = 1.0,
+    out: Any = None,
+    *,
+    wanted: Sequence[str] = GRADIENTS,
+    accumulate: Sequence[str] = (),
+    **kwargs: Unpack[GufuncKeywords],
+) -> Triple:
+    """Gradients of `linear_elu` with respect to its input, weight and bias.
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient with respect to the output (..., n).
+    y : array_like
+        The output (..., n). It suffices for alpha >= 0 only.
+    x, w
+        As for `linear_backward`.
+    alpha : array_like, optional
+        As in the forward pass.
+    out, wanted, accumulate, **kwargs
+        As for `linear_backward`.
+
+    Returns
+    -------
+    dx, dw, db : ndarray or None
+        As for `linear_backward`, with dz = `elu_backward` of dy, y and alpha in place of dy.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `linear_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrelu
+    >>> y = np.array([[-0.5, 2.0]])
+    >>> fastrelu.linear_elu_backward(np.ones((1, 2)), y, None, None, wanted=("db",))
+    (None, None, array([0.5, 1. ]))
+    """
+    operands = {"dy": dy, "y": y, "x": x, "w": w}
+    return _backward("linear_elu_backward", operands, (alpha,), out, wanted, accumulate, kwargs)
+
+
+def linear_sigmoid_backward(
+    dy: ArrayLike,
+    y: ArrayLike,
+    x: ArrayLike | None,
+    w: Any,
+    /,
+    out: Any = None,
+    *,
+    wanted: Sequence[str] = GRADIENTS,
+    accumulate: Sequence[str] = (),
+    **kwargs: Unpack[GufuncKeywords],
+) -> Triple:
+    """Gradients of `linear_sigmoid` with respect to its input, weight and bias.
+
+    Parameters
+    ----------
+    dy, y : array_like
+        Gradient with respect to the output, and the output (..., n).
+    x, w, out, wanted, accumulate, **kwargs
+        As for `linear_backward`.
+
+    Returns
+    -------
+    dx, dw, db : ndarray or None
+        As for `linear_backward`, with dz = `sigmoid_backward` of dy and y in place of dy.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `linear_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrelu
+    >>> fastrelu.linear_sigmoid_backward(np.ones((1, 1)), np.array([[0.5]]), None, None, wanted=("db",))
+    (None, None, array([0.25]))
+    """
+    return _backward("linear_sigmoid_backward", {"dy": dy, "y": y, "x": x, "w": w}, (), out, wanted, accumulate, kwargs)
+
+
+def linear_tanh_backward(
+    dy: ArrayLike,
+    y: ArrayLike,
+    x: ArrayLike | None,
+    w: Any,
+    /,
+    out: Any = None,
+    *,
+    wanted: Sequence[str] = GRADIENTS,
+    accumulate: Sequence[str] = (),
+    **kwargs: Unpack[GufuncKeywords],
+) -> Triple:
+    """Gradients of `linear_tanh` with respect to its input, weight and bias.
+
+    Parameters
+    ----------
+    dy, y : array_like
+        Gradient with respect to the output, and the output (..., n).
+    x, w, out, wanted, accumulate, **kwargs
+        As for `linear_backward`.
+
+    Returns
+    -------
+    dx, dw, db : ndarray or None
+        As for `linear_backward`, with dz = `tanh_backward` of dy and y in place of dy.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `linear_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrelu
+    >>> fastrelu.linear_tanh_backward(np.ones((1, 1)), np.array([[0.5]]), None, None, wanted=("db",))
+    (None, None, array([0.75]))
+    """
+    return _backward("linear_tanh_backward", {"dy": dy, "y": y, "x": x, "w": w}, (), out, wanted, accumulate, kwargs)
+
+
+def linear_softplus_backward(
+    dy: ArrayLike,
+    y: ArrayLike,
+    x: ArrayLike | None,
+    w: Any,
+    /,
+    out: Any = None,
+    *,
+    wanted: Sequence[str] = GRADIENTS,
+    accumulate: Sequence[str] = (),
+    **kwargs: Unpack[GufuncKeywords],
+) -> Triple:
+    """Gradients of `linear_softplus` with respect to its input, weight and bias.
+
+    Parameters
+    ----------
+    dy, y : array_like
+        Gradient with respect to the output, and the output (..., n).
+    x, w, out, wanted, accumulate, **kwargs
+        As for `linear_backward`.
+
+    Returns
+    -------
+    dx, dw, db : ndarray or None
+        As for `linear_backward`, with dz = `softplus_backward` of dy and y in place of dy.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `linear_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrelu
+    >>> y = fastrelu.softplus(np.zeros((1, 1)))
+    >>> dx, dw, db = fastrelu.linear_softplus_backward(np.ones((1, 1)), y, None, None, wanted=("db",))
+    >>> db.round(12)
+    array([0.5])
+    """
+    return _backward("linear_softplus_backward", {"dy": dy, "y": y, "x": x, "w": w}, (), out, wanted, accumulate, kwargs)

@@ -1,0 +1,30 @@
+"""Where the words of a product stand: the problem of one call, and the description of its operation.
+
+A problem is made anew for each product. What is 0 is not there.
+"""
+
+# Offsets in bytes into a problem.
+X = 0  # address, row step, column step
+W = 24  # address, row step, column step
+BIAS = 48  # address, row step, column step
+ALPHA = 72  # address, column step
+Y = 88  # address, row step, column step
+MASK = 112  # the bits of y > 0: address, row step, column step
+SIZES = 136  # m, k, n
+DESCRIPTION = 160
+DZ = 168  # the operand that takes the place of w (`fastrelu.kernels.gradient`), and whether it is transposed
+HELD = 184  # what the results are added to: address, row step, column step
+KEEPS_SUMS = 208  # whether y takes the sums themselves, in rows without gaps
+PROBLEM = 216
+
+# Offsets into a description, whose words `fastrelu.native.matrix.describe` lists.
+TILING = 0  # rows, lanes of the narrowest and of the widest tile, lanes of the wide tiles of 1, 2 and 3 rows
+TYPE = 48  # bytes of an element, bytes of a sum
+PACK = 64  # packing of the operands' type and of the sums'
+THIN = 80
+TILES = 88
+FINISH = 96
+OPTIONS = 104  # packed, bias, alpha, alpha a row, mask
+DELIVER = 144
+GRADIENT = 152  # forming of dz, adding of sums, whether bits tell the derivative
+OPERANDS = 176  # of each operand of a backward pass the core axes that it has, or -1 if it is not there
