@@ -5,8 +5,12 @@
 >>> fastrelu.relu(np.array([-1.0, 2.0]))
 array([0., 2.])
 
+`fastrelu.nn` has layers that remember what their backward pass needs, `fastrelu.ufuncs` the bare ufuncs.
 Importing the package imports NumPy and nothing else; the first call of a function compiles it or loads it from the cache.
 """
+
+from importlib import import_module
+from typing import Any
 
 from fastrelu.activations import (
     elu,
@@ -86,3 +90,9 @@ __all__ = [
     "tanh",
     "tanh_backward",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("nn", "ufuncs"):  # on first use, lest every import pay for them
+        return import_module(f"fastrelu.{name}")
+    raise AttributeError(f"module 'fastrelu' has no attribute {name!r}")

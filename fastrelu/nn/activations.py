@@ -1,0 +1,305 @@
+"""Activations as layers: ``A = layer.forward(Z)``, and later ``dLdZ = layer.backward(dLdA)``.
+
+Names as in course texts: Z is what a layer before has put out, A the activation, dLdA the gradient of the loss with respect
+to it. Semantics, types and NaN rules are those of the functions with the same name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastrelu import activations
+
+__all__ = ["ELU", "LeakyReLU", "PReLU", "ReLU", "Sigmoid", "Softplus", "Tanh"]
+
+
+class _Activation:
+    """What the activations share: which functions run, and what is kept between them."""
+
+    _name: str
+    alpha: Any
+
+    def __init__(self, inplace: bool = False, copy: bool = False):
+        self.inplace, self.copy = inplace, copy
+        self.A: Any = None
+
+    def _parameters(self) -> tuple[Any, ...]:
+        return ()
+
+    def _in_place(self, argument: str, array: Any) -> Any:
+        """`array` as the place for the result, if that is where it goes."""
+        if not self.inplace:
+            return None
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{type(self).__name__}: {argument} must be an array to be overwritten, not {type(array).__name__}")
+        return array
+
+    def _checked(self, kept: Any, dLdA: Any) -> None:
+        if kept is None:
+            raise RuntimeError(f"{type(self).__name__}: backward needs a forward before it")
+        if np.shape(dLdA) != np.shape(kept):
+            raise ValueError(
+                f"{type(self).__name__}: dLdA must have the shape of the output, {np.shape(kept)}, not {np.shape(dLdA)}"
+            )
+
+    def forward(self, Z: Any) -> Any:
+        """Apply the activation.
+
+        Parameters
+        ----------
+        Z : array_like
+            Input of any shape.
+
+        Returns
+        -------
+        A : ndarray or scalar
+            Of the same shape; `Z` itself if the layer works in place.
+        """
+        A = getattr(activations, self._name)(Z, *self._parameters(), out=self._in_place("Z", Z))
+        self.A = np.copy(A) if self.copy else A
+        return A
+
+    def backward(self, dLdA: Any) -> Any:
+        """Gradient with respect to the last input.
+
+        Parameters
+        ----------
+        dLdA : array_like
+            Gradient with respect to the output, of its shape.
+
+        Returns
+        -------
+        dLdZ : ndarray or scalar
+            `dLdA` itself if the layer works in place.
+
+        Raises
+        ------
+        RuntimeError
+            If `forward` has not been called.
+        ValueError
+            If `dLdA` has another shape than the output.
+        """
+        self._checked(self.A, dLdA)
+        function = getattr(activations, f"{self._name}_backward")
+        return function(dLdA, self.A, *self._parameters(), out=self._in_place("dLdA", dLdA))
+
+    __call__ = forward
+
+    def __repr__(self) -> str:
+        options = [f"alpha={self.alpha!r}"] if hasattr(self, "alpha") else []
+        options += [f"{name}=True" for name in ("inplace", "copy") if getattr(self, name)]
+        return f"{type(self).__name__}({', '.join(options)})"
+
+
+class ReLU(_Activation):
+    """max(Z, 0), see `fastrelu.relu`.
+
+    Parameters
+    ----------
+    inplace : bool, optional
+        Whether `forward` writes over Z and `backward` over dLdA, without new memory.
+    copy : bool, optional
+        Whether a copy of the output is kept for `backward`. Else it is the array that `forward` returned, which must not be
+        changed before.
+
+    Attributes
+    ----------
+    A : ndarray or None
+        The last output.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrelu.nn import ReLU
+    >>> layer = ReLU()
+    >>> layer.forward(np.array([-1.0, 2.0]))
+    array([0., 2.])
+    >>> layer.backward(np.array([5.0, 5.0]))
+    array([0., 5.])
+    """
+
+    _name = "relu"
+
+
+class LeakyReLU(_Activation):
+    """Z where Z > 0, else alpha * Z, see `fastrelu.leaky_relu`.
+
+    Parameters
+    ----------
+    alpha : float, optional
+        Slope for negative Z, at least 0: the output has to tell the sign of Z.
+    inplace, copy : bool, optional
+        As for `ReLU`.
+
+    Attributes
+    ----------
+    A : ndarray or None
+        The last output.
+
+    Raises
+    ------
+    ValueError
+        If `alpha` is negative.
+    """
+
+    _name = "leaky_relu"
+
+    def __init__(self, alpha: float = 0.01, inplace: bool = False, copy: bool = False):
+        super().__init__(inplace, copy)
+        self.alpha = _not_negative(type(self).__name__, alpha)
+
+    def _parameters(self) -> tuple[Any, ...]:
+        return (self.alpha,)
+
+
+class ELU(_Activation):
+    """Z where Z > 0, else alpha * (exp(Z) - 1), see `fastrelu.elu`.
+
+    Parameters
+    ----------
+    alpha : float, optional
+        Minus the limit for large negative Z, at least 0.
+    inplace, copy : bool, optional
+        As for `ReLU`.
+
+    Attributes
+    ----------
+    A : ndarray or None
+        The last output.
+
+    Raises
+    ------
+    ValueError
+        If `alpha` is negative.
+    """
+
+    _name = "elu"
+
+    def __init__(self, alpha: float = 1.0, inplace: bool = False, copy: bool = False):
+        super().__init__(inplace, copy)
+        self.alpha = _not_negative(type(self).__name__, alpha)
+
+    def _parameters(self) -> tuple[Any, ...]:
+        return (self.alpha,)
+
+
+class Sigmoid(_Activation):
+    """1 / (1 + exp(-Z)), see `fastrelu.sigmoid`.
+
+    Parameters
+    ----------
+    inplace, copy : bool, optional
+        As for `ReLU`.
+
+    Attributes
+    ----------
+    A : ndarray or None
+        The last output.
+    """
+
+    _name = "sigmoid"
+
+
+class Tanh(_Activation):
+    """Hyperbolic tangent, see `fastrelu.tanh`.
+
+    Parameters
+    ----------
+    inplace, copy : bool, optional
+        As for `ReLU`.
+
+    Attributes
+    ----------
+    A : ndarray or None
+        The last output.
+    """
+
+    _name = "tanh"
+
+
+class Softplus(_Activation):
+    """log(1 + exp(Z)), see `fastrelu.softplus`.
+
+    Parameters
+    ----------
+    inplace, copy : bool, optional
+        As for `ReLU`.
+
+    Attributes
+    ----------
+    A : ndarray or None
+        The last output.
+    """
+
+    _name = "softplus"
+
+
+class PReLU(_Activation):
+    """Z where Z > 0, else alpha * Z with a learned alpha, see `fastrelu.prelu`.
+
+    Parameters
+    ----------
+    alpha : array_like, optional
+        Slopes, broadcast against Z: (C,) for Z of shape (N, C). The attribute may be changed in place by an optimizer.
+    inplace, copy : bool, optional
+        As for `ReLU`, but what `backward` needs is Z: in place a copy of it is kept in any case.
+
+    Attributes
+    ----------
+    alpha : ndarray
+        The slopes.
+    Z, A : ndarray or None
+        The last input and output.
+    dLdalpha : ndarray or None
+        Gradient with respect to alpha, of its shape, from the last `backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrelu.nn import PReLU
+    >>> layer = PReLU(np.array([0.25, 0.5]))
+    >>> layer.forward(np.array([[-4.0, -4.0]]))
+    array([[-1., -2.]])
+    >>> layer.backward(np.ones((1, 2)))
+    array([[0.25, 0.5 ]])
+    >>> layer.dLdalpha
+    array([-4., -4.])
+    """
+
+    _name = "prelu"
+
+    def __init__(self, alpha: Any = 0.25, inplace: bool = False, copy: bool = False):
+        super().__init__(inplace, copy)
+        self.alpha = alpha if isinstance(alpha, np.ndarray) else np.asarray(alpha, np.float32)
+        self.Z: Any = None
+        self.dLdalpha: Any = None
+
+    def _parameters(self) -> tuple[Any, ...]:
+        return (self.alpha,)
+
+    def forward(self, Z: Any) -> Any:
+        """Apply the activation; see `ReLU`."""
+        kept = np.array(Z) if self.copy or self.inplace else np.asanyarray(Z)
+        A = super().forward(Z)
+        self.Z = kept
+        return A
+
+    __call__ = forward
+
+    def backward(self, dLdA: Any) -> Any:
+        """Gradient with respect to the last input; that with respect to alpha is put into `dLdalpha`; see `ReLU`."""
+        self._checked(self.Z, dLdA)
+        place = self._in_place("dLdA", dLdA)
+        dLdZ, self.dLdalpha = activations.prelu_backward(dLdA, self.Z, self.alpha)
+        if place is None:
+            return dLdZ
+        place[...] = dLdZ
+        return place
+
+
+def _not_negative(name: str, alpha: float) -> float:
+    if not alpha >= 0:
+        raise ValueError(f"{name}: alpha must be at least 0, not {alpha!r}; for a learned slope there is PReLU")
+    return alpha
