@@ -15,11 +15,12 @@ from numba.extending import register_jitable
 
 from fastrelu.kernels.errors import fail
 from fastrelu.kernels.gradient import OPERAND
-from fastrelu.kernels.matrix import SERIAL, calculate, ceil, divide
+from fastrelu.kernels.matrix import SERIAL, calculate, divide
 from fastrelu.kernels.memory import (
     atomic_add,
     call_address,
     callback_address,
+    ceil,
     constant_words,
     enter_default_float_status,
     larger,
@@ -221,10 +222,9 @@ def _backward(description, dx_problem, dw_problem, db, sizes):
     if dx_problem == 0:
         write_words(dx_task, (0, 0, 0, 0, 0))
     blocks = ceil(m, KC)
-    is_serial = m * larger(n, 1) * larger(k, 1) < SERIAL
     few = ceil(n, NR) * larger(k // GOOD_ROWS, 1) < 2 * threads
     slab = (k + 1) * ((n * SIZE + 63) & -64)
-    in_slabs = dw_problem != 0 and few and not is_serial and threads > 1 and blocks > 1 and slab * threads <= SLABS
+    in_slabs = dw_problem != 0 and few and m * n * (k + 1) >= SERIAL and threads > 1 and blocks > 1 and slab * threads <= SLABS
     most = larger(dx_parts + dw_parts, blocks if in_slabs else 0)
     done = stack(256)
     if most > 256:
@@ -239,7 +239,7 @@ def _backward(description, dx_problem, dw_problem, db, sizes):
             write_words(dx_task + 8, (rows, KC, larger(ceil(k, rows), 1)))
         failed = _in_slabs(description, job, dx_task, dw_task, db, sizes, threads)
     else:
-        failed = _run(_part_address(), job, dx_parts + dw_parts, is_serial or dx_parts + dw_parts < 2)
+        failed = _run(_part_address(), job, dx_parts + dw_parts, dx_parts + dw_parts < 2)
     if most > 256:
         free(done)
     return failed

@@ -60,29 +60,36 @@ def _activation(formula: str):
 def micro_kernel(activation, element, ROWS: int, LANES: int):
     """The function (block, count) for `count` tiles of `ROWS` x `LANES` elements, one below the other.
 
-    The block is 20 words. A column of x, the steps between its rows and to the next column; the panel of w and the step between
-    its rows; the number of terms; what will be needed next, which is asked for beside the first tile: its address, the step
-    after every 4 terms and that after each of these; whether the chain of terms starts from a given tile, whether sums so far
-    are added at its end, and whether that is all; the tile to start from and the step between its rows; where the sums are
-    kept and the step between their rows; alpha; y, the step between its rows and how many of its columns there are.
+    The block is 19 words. A column of x, the steps between its rows and to the next column; the panel of w and the step between
+    its rows; the number of terms; the address of a list of what will be needed next, and how many of its rows are asked for
+    every `STRIDE` terms; whether the chain of terms starts from a given tile, whether sums so far are added at its end, and
+    whether that is all; the tile to start from and the step between its rows; where the sums are kept and the step between
+    their rows; alpha; y, the step between its rows and how many of its columns there are.
+
+    The list has three words an entry, which ends with 0 rows: an address, the step between its rows, and their number. A row
+    is as long as one of the tile.
     """
     LINES = max(1, LANES * size_of(element) // 64)
     zero, load_start, load_b = zeros(element, ROWS, LANES), load_tile(element, ROWS, LANES), load_row(element, LANES)
     activate = on_rows(activation)
 
     def kernel(block, count):
-        a, a_row, a_step, b, b_step, terms, soon, soon_four, soon_one, has_start, has_sums, is_last = words(block, 12)
-        start, start_row, total, total_row, alpha, y, y_row, columns = words(block + 96, 8)
+        a, a_row, a_step, b, b_step, terms, soon, rate, has_start, has_sums, is_last = words(block, 11)
+        start, start_row, total, total_row, alpha, y, y_row, columns = words(block + 88, 8)
+        place, step, left = words(soon, 3)
         while count > 0:
             tile = load_start(start, start_row) if has_start else zero()
             column, row, p = a, b, 0
             while p < terms:
                 stop = smaller(p + STRIDE, terms)
-                if soon != 0:
+                for _ in range(smaller(rate, left)):
                     for line in range(LINES):
-                        for i in range(STRIDE):
-                            prefetch(soon + i * soon_one + 64 * line)
-                    soon += soon_four
+                        prefetch(place + 64 * line)
+                    place += step
+                    left -= 1
+                if left == 0 and step != 0:
+                    soon += 24
+                    place, step, left = words(soon, 3)
                 if count > 1:
                     next_rows = a + (ROWS + ((p >> 2) & 3)) * a_row + (p & -16) * a_step
                     prefetch(next_rows)
@@ -92,7 +99,6 @@ def micro_kernel(activation, element, ROWS: int, LANES: int):
                     column += a_step
                     row += b_step
                     p += 1
-            soon = 0
             if has_sums:
                 tile = add(load_start(total, total_row), tile)
             if not is_last:

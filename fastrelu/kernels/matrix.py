@@ -14,6 +14,7 @@ from fastrelu.kernels.memory import (
     atomic_add,
     call_address,
     callback_address,
+    ceil,
     enter_default_float_status,
     larger,
     leave_float_status,
@@ -45,12 +46,6 @@ GOOD_ROWS, LEAST_ROWS = 256, 24
 
 calculate = types.ExternalFunction(PART, types.int32(types.intp, types.intp))
 """`fastrelu.kernels.panels.part`."""
-
-
-@register_jitable
-def ceil(a, b):
-    """The quotient, rounded up."""
-    return (a + b - 1) // b
 
 
 @register_jitable

@@ -253,6 +253,12 @@ smaller = _choose("<")
 larger = _choose(">")
 
 
+@register_jitable
+def ceil(a, b):
+    """The quotient a / b of positive numbers, rounded up."""
+    return (a + b - 1) // b
+
+
 @intrinsic
 def atomic_read(typing_context, address):
     """The word at `address`, in one order with all other atomic operations."""

@@ -1,6 +1,7 @@
 """Memory that a thread keeps for packing: asked for once, so that no call pays for new pages."""
 
 import os
+import sys
 
 from numba import types
 from numba.extending import register_jitable
@@ -18,7 +19,14 @@ _get = types.ExternalFunction("pthread_getspecific", _word(_int))
 _set = types.ExternalFunction("pthread_setspecific", _int(_int, _word))
 _free_address = symbol_address("free")
 
+_memalign = types.ExternalFunction("posix_memalign", _int(_word, _word, _word))
+_madvise = types.ExternalFunction("madvise", _int(_word, _word, _int))
+
 POSIX = os.name == "posix"
+LINUX = sys.platform == "linux"
+# One large page, where the system gives one, instead of 330 small ones, of which the core knows the places of 72 at once.
+PAGE = 1 << 21
+_HUGE_PAGES = 14  # MADV_HUGEPAGE
 
 
 @register_jitable
@@ -38,6 +46,19 @@ def _key():
 
 
 @register_jitable
+def _allocate(nbytes):
+    """Memory for one thread; 0 if there is none."""
+    if LINUX:
+        place = stack(8)
+        if _memalign(place, PAGE, (nbytes + PAGE - 1) & -PAGE) != 0:
+            return 0
+        memory = read_word(place)
+        _madvise(memory, (nbytes + PAGE - 1) & -PAGE, types.int32(_HUGE_PAGES))
+        return memory
+    return malloc(nbytes)
+
+
+@register_jitable
 def take_scratch(nbytes):
     """The address of `nbytes` bytes that no other thread uses, not aligned; 0 if there is no memory."""
     if not POSIX:
@@ -47,7 +68,7 @@ def take_scratch(nbytes):
         return malloc(nbytes)
     memory = _get(types.int32(key - 1))
     if memory == 0:
-        memory = malloc(nbytes)
+        memory = _allocate(nbytes)
         if memory != 0 and _set(types.int32(key - 1), memory) != 0:
             free(memory)
             return 0

@@ -20,6 +20,7 @@ _C_FUNCTIONS = frozenset(
         *("pthread_mutex_init", "pthread_mutex_lock", "pthread_mutex_unlock"),
         *("pthread_cond_init", "pthread_cond_wait", "pthread_cond_broadcast"),
         *("pthread_key_create", "pthread_key_delete", "pthread_getspecific", "pthread_setspecific", "malloc", "free"),
+        *("posix_memalign", "madvise"),
         *("mincore", "memcpy", "memset", "memmove", "fma", "fmaf"),
     )
 )
