@@ -13,7 +13,8 @@ and dz itself is never stored. What is said here once holds for all:
 * ``wanted`` names the gradients to calculate; the others are returned as None. x is needed for dw only and w for dx only, and
   may be None otherwise.
 * ``out`` is a triple of arrays or None. Gradients that ``accumulate`` names are added to what `out` holds:
-  ``out + gradient``, in the type of the sums for halves.
+  ``out + gradient``, in the type of the sums for halves. Such an `out` takes part in the choice of the type like the other
+  operands: float16 operands and a float32 `out` are summed and added in float32.
 * Every element is summed as in the forward pass: in blocks of 256 terms, one chain of fused multiply-adds from 0 a block, and
   the blocks' sums in ascending order. The terms of dx run along n, those of dw and db along the batch. Nothing else that a
   call does changes the bits: neither threads, layouts, `wanted`, nor whether y or its bits are given. A batch in pieces
@@ -92,18 +93,23 @@ def _backward(
     if type(operands.get("w")) is PackedWeight:
         operands["w"] = operands["w"].unpack()
     given = [*operands.values(), *alpha, *outputs.values()]
+    has_mask = base == "linear_relu_backward"
     results: Any
     try:
         if any(map(_overrides, given)) or "axes" in kwargs:
-            is_mask = getattr(operands.get("y"), "dtype", None) == np.uint8
+            is_mask = has_mask and getattr(operands.get("y"), "dtype", None) == np.uint8
             results = _call(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
         else:
             operands = {name: o if type(o) is ndarray else np.asanyarray(o) for name, o in operands.items()}
-            is_mask = "y" in operands and operands["y"].dtype == np.uint8
+            is_mask = has_mask and operands["y"].dtype == np.uint8
             _check_shapes(base, operands, outputs, is_mask)
             if "w" not in operands or operands["w"].ndim == 2:
                 results = _flat(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
             else:
+                # A subset has the batch axes of everything, also of what it does not need.
+                dy = operands["dy"]
+                batch = np.broadcast_shapes(*(operand.shape[:-2] for operand in operands.values()))
+                operands["dy"] = np.broadcast_to(dy, batch + dy.shape[-2:])
                 results = _call(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
     except TypeError as error:
         raise ufuncs.explain(error) from None
@@ -151,6 +157,12 @@ def _check_shapes(base: str, operands: dict[str, Any], outputs: dict[str, Any], 
             kind = "as bits of y > 0, which dtype uint8 means, must" if name == "y" and is_mask else "must"
             raise ValueError(f"{base}: {name} {kind} have shape {allowed} for dy of shape {dy}, not {shape}")
     if not flat:
+        if len(dy) < 2:
+            raise ValueError(f"{base}: dy must have shape (..., m, {n}) for w of shape {w}, not {dy}")
+        for name in ("y", "x"):
+            if name in shapes and (len(shapes[name]) < 2 or shapes[name][-2] != dy[-2]):
+                allowed = f"(..., {dy[-2]}, {lengths[name]})"
+                raise ValueError(f"{base}: {name} must have shape {allowed} for dy of shape {dy}, not {shapes[name]}")
         return
     k = w[-2] if w is not None else shapes["x"][-1] if "x" in shapes else 0
     allowed_shapes = {"dx": (*batch, k), "dw": (k, n), "db": (n,)}

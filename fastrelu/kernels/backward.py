@@ -1,8 +1,7 @@
 """The gradients of a fused layer: dx = dz @ w.T, dw = x.T @ dz and db, the sum of dz over the batch, with dz = f'(dy, y).
 
 ``gradients``  the loop that NumPy calls
-``_backward``  both products of one layer, as parts of one job of the pool
-``_in_slabs``  the same for a long batch and small matrices: the batch is divided as well
+``_backward``  both products of one layer, as parts of one job of the pool (`fastrelu.kernels.slabs` for a long batch)
 
 Both products are those of `fastrelu.kernels.panels`, with dz as the operand that is formed panel by panel:
 
@@ -18,7 +17,6 @@ from fastrelu.kernels.gradient import OPERAND
 from fastrelu.kernels.matrix import SERIAL, calculate, divide
 from fastrelu.kernels.memory import (
     atomic_add,
-    call_address,
     callback_address,
     ceil,
     constant_words,
@@ -27,7 +25,6 @@ from fastrelu.kernels.memory import (
     leave_float_status,
     read_byte,
     read_word,
-    smaller,
     stack,
     words,
     write_byte,
@@ -35,9 +32,10 @@ from fastrelu.kernels.memory import (
     write_words,
 )
 from fastrelu.kernels.panels import copy_out
-from fastrelu.kernels.pool import in_parallel, pool_address, serial_for
-from fastrelu.kernels.problem import DELIVER, DZ, GRADIENT, HELD, KEEPS_SUMS, OPERANDS, PROBLEM, SIZES, TILING, TYPE, X, Y
+from fastrelu.kernels.pool import pool_address
+from fastrelu.kernels.problem import GRADIENT, HELD, OPERANDS, PROBLEM, SIZES, TILING, TYPE, X, Y
 from fastrelu.kernels.scratch import free, malloc
+from fastrelu.kernels.slabs import FAILED, JOB, SLABS, deliver_sums, in_slabs, run
 from fastrelu.native.errors import NO_MEMORY, WRONG_MASK
 from fastrelu.native.matrix import (
     ALPHA,
@@ -58,18 +56,10 @@ from fastrelu.native.matrix import (
 from fastrelu.native.pool import LIMIT
 from fastrelu.operations import KC, Gradient
 
-# Bytes of the sums of several blocks of the batch that wait to be added in their order.
-SLABS = 4 << 20
 # Rows of dw that are worth a part of their own, for which all of dz has to be formed once more.
 GOOD_ROWS = 128
 
-# A job: the tasks of the two products and how many parts they have; a byte a part that is set when it is done, lest it be done
-# twice; how many parts there was no memory for; for slabs the address of the first, the bytes of one and of its rows, and the
-# number of the first block.
-_DX, _DX_PARTS, _DW, _DW_PARTS, _DONE, _FAILED, _SLAB = 0, 8, 16, 24, 32, 40, 48
-_JOB = 80
 _TABLE = 32 * COUNT
-
 
 _gradients = types.ExternalFunction(BACKWARD, types.int32(types.intp, types.intp, types.intp, types.intp))
 
@@ -83,127 +73,10 @@ def _part(job, index):
     if worked:
         write_byte(done + index, 1)
     else:
-        atomic_add(job + _FAILED, 1)
-
-
-@register_jitable
-def _slab(job, index):
-    """The gradients of one block of the batch: its rows of dx, and its sums of dw and db."""
-    dx_task, _, dw_task, _, done = words(job, 5)
-    slabs, slab, row, first = words(job + _SLAB, 4)
-    if read_byte(done + index):
-        return
-    worked = 1
-    dx_problem, _, _, dx_row_parts = words(dx_task, 4)
-    if dx_problem != 0:
-        # Parts of the product that have one block of columns; those of the same block lie side by side.
-        for i in range(dx_row_parts):
-            worked &= calculate(dx_task, (first + index) * dx_row_parts + i)
-    whole, part_rows, _, row_parts = words(dw_task, 4)
-    k, m, n = words(whole + SIZES, 3)
-    problem, operand, task = stack(PROBLEM), stack(OPERAND), stack(40)
-    for at in range(0, PROBLEM, 8):
-        write_word(problem + at, read_word(whole + at))
-    for at in range(0, OPERAND, 8):
-        write_word(operand + at, read_word(read_word(whole + DZ) + at))
-    start = (first + index) * KC
-    x, _, x_step = words(problem + X, 3)
-    dy, dy_row = words(operand + 24, 2)
-    y, y_row = words(operand + 48, 2)
-    place = slabs + index * slab
-    write_word(problem + X, x + start * x_step)
-    write_words(operand + 24, (dy + start * dy_row, dy_row))
-    write_words(operand + 48, (y + start * y_row, y_row))
-    write_word(operand + 88, place + k * row)
-    write_words(problem + Y, (place, row, read_word(read_word(problem + SIZES + 24) + TYPE + 8)))
-    write_word(problem + SIZES + 8, smaller(KC, m - start))
-    write_word(problem + DZ, operand)
-    write_word(problem + KEEPS_SUMS, 1)
-    write_words(task, (problem, part_rows, n, row_parts, 0))
-    for i in range(row_parts):
-        worked &= calculate(task, i)
-    if worked:
-        write_byte(done + index, 1)
-    else:
-        atomic_add(job + _FAILED, 1)
-
-
-@register_jitable
-def _add_slabs(task, index):
-    add, total, slabs, slab, count, nbytes, is_first, share = words(task, 8)
-    start = index * share
-    add_task = stack(48)
-    write_words(add_task, (total + start, slabs + start, slab, count, smaller(share, nbytes - start), is_first))
-    call_address(add, add_task, 0)
+        atomic_add(job + FAILED, 1)
 
 
 _part_address = callback_address(_part, 2)
-_slab_address = callback_address(_slab, 2)
-_add_slabs_address = callback_address(_add_slabs, 2)
-
-
-@register_jitable
-def _run(function, job, parts, is_serial):
-    """All parts of a job; returns 0, or how many there was no memory for."""
-    done = read_word(job + _DONE)
-    for i in range(parts):
-        write_byte(done + i, 0)
-    write_word(job + _FAILED, 0)
-    if is_serial:
-        serial_for(function, job, parts)
-    else:
-        in_parallel(function, job, parts)
-    if read_word(job + _FAILED) != 0:
-        # Some thread got no scratch memory. This one may.
-        write_word(job + _FAILED, 0)
-        serial_for(function, job, parts)
-    return read_word(job + _FAILED)
-
-
-@register_jitable
-def _deliver(description, source, source_row, held, out, rows, columns):
-    """Sums to where they belong; `held` and `out` are addresses with their row and column steps."""
-    task = stack(88)
-    write_words(task, (source, source_row, read_word(description + TYPE + 8)))
-    write_words(task + 24, held)
-    write_words(task + 48, out)
-    write_words(task + 72, (rows, columns))
-    call_address(read_word(description + DELIVER), task, 0)
-
-
-@register_jitable
-def _in_slabs(description, job, dx_task, dw_task, db, sizes, threads):
-    """Divide the batch into blocks of `KC` rows, whose sums are added in ascending order; returns 0 if there was memory."""
-    m, k, n = sizes
-    SIZE = read_word(description + TYPE + 8)
-    add = read_word(description + GRADIENT + 8)
-    row = (n * SIZE + 63) & -64
-    slab, blocks = (k + 1) * row, ceil(m, KC)
-    held = smaller(blocks, larger(SLABS // slab, 2 * threads))
-    memory = malloc((held + 1) * slab + 64)
-    if memory == 0:
-        return 1
-    total = (memory + 63) & -64
-    slabs = total + slab
-    dw_problem = read_word(dw_task)
-    write_words(job + _SLAB, (slabs, slab, row, 0))
-    failed, first = 0, 0
-    while first < blocks and failed == 0:
-        count = smaller(held, blocks - first)
-        write_word(job + _SLAB + 24, first)
-        failed = _run(_slab_address(), job, count, False)
-        share = (ceil(slab, 2 * threads) + 4095) & -4096
-        add_task = stack(64)
-        write_words(add_task, (add, total, slabs, slab, count, slab, first == 0, share))
-        in_parallel(_add_slabs_address(), add_task, ceil(slab, share))
-        first += count
-    if failed == 0:
-        if k > 0:
-            _deliver(description, total, row, words(dw_problem + HELD, 3), words(dw_problem + Y, 3), k, n)
-        for at in range(0, row, 8):
-            write_word(db + at, read_word(total + k * row + at))
-    free(memory)
-    return failed
 
 
 @register_jitable
@@ -213,10 +86,10 @@ def _backward(description, dx_problem, dw_problem, db, sizes):
     A problem is 0 if the product is not wanted. `db` is where its sums are put, or 0.
     """
     m, k, n = sizes
-    MR, _, NR = words(description + TILING, 3)
+    NR = read_word(description + TILING + 16)
     SIZE = read_word(description + TYPE + 8)
     threads = read_word(pool_address() + LIMIT)
-    job, dx_task, dw_task = stack(_JOB), stack(40), stack(40)
+    job, dx_task, dw_task = stack(JOB), stack(40), stack(40)
     dx_parts = divide(dx_problem, dx_task) if dx_problem != 0 and m > 0 else 0
     dw_parts = divide(dw_problem, dw_task) if dw_problem != 0 else 0
     if dx_problem == 0:
@@ -224,22 +97,24 @@ def _backward(description, dx_problem, dw_problem, db, sizes):
     blocks = ceil(m, KC)
     few = ceil(n, NR) * larger(k // GOOD_ROWS, 1) < 2 * threads
     slab = (k + 1) * ((n * SIZE + 63) & -64)
-    in_slabs = dw_problem != 0 and few and m * n * (k + 1) >= SERIAL and threads > 1 and blocks > 1 and slab * threads <= SLABS
-    most = larger(dx_parts + dw_parts, blocks if in_slabs else 0)
+    divides_batch = (
+        dw_problem != 0 and few and m * n * (k + 1) >= SERIAL and threads > 1 and blocks > 1 and slab * threads <= SLABS
+    )
+    most = larger(dx_parts + dw_parts, blocks if divides_batch else 0)
     done = stack(256)
     if most > 256:
         done = malloc(most)
         if done == 0:
             return 1
     write_words(job, (dx_task, dx_parts, dw_task, dw_parts, done, 0))
-    if in_slabs:
+    if divides_batch:
         if dx_problem != 0:
             # The columns of dx.T are those of one block.
-            rows = smaller(read_word(dx_task + 8), larger(ceil(k, MR) * MR, MR))
-            write_words(dx_task + 8, (rows, KC, larger(ceil(k, rows), 1)))
-        failed = _in_slabs(description, job, dx_task, dw_task, db, sizes, threads)
+            rows = read_word(dx_task + 8)
+            write_words(dx_task + 8, (rows, KC, ceil(read_word(dx_problem + SIZES), rows)))
+        failed = in_slabs(description, job, dx_task, dw_task, db, sizes, threads)
     else:
-        failed = _run(_part_address(), job, dx_parts + dw_parts, dx_parts + dw_parts < 2)
+        failed = run(_part_address(), job, dx_parts + dw_parts, dx_parts + dw_parts < 2)
     if most > 256:
         free(done)
     return failed
@@ -357,7 +232,7 @@ def gradients(description, pointers, dimensions, steps):
             write_words(table + 32 * DW_OUT, (dw_place, read_word(table + 32 * DW_OUT + 8), dw_row, dw_step))
             free(dx_copy)
         if failed == 0 and has_db and n > 0:
-            _deliver(description, db, 0, _entry(table, DB_HELD), _entry(table, DB_OUT), 1, n)
+            deliver_sums(description, db, 0, _entry(table, DB_HELD), _entry(table, DB_OUT), 1, n)
         for operand in range(COUNT):
             entry = table + 32 * operand
             write_word(entry, read_word(entry) + read_word(entry + 8))
