@@ -25,7 +25,7 @@ and dz itself is never stored. What is said here once holds for all:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,9 +60,58 @@ def _ufunc(base: str, mask: bool, wanted: tuple[str, ...], added: tuple[str, ...
     return getattr(ufuncs, backward(base, mask, wanted, added).name)
 
 
+_plain: dict[tuple[Any, ...], tuple[Any, bool, bool, tuple[int, ...], tuple[int, ...]]] = {}
+"""For each kind of call that was checked once: the ufunc, whether it takes x and w, which gradients are wanted, and added."""
+
+
+def _plain_call(key: tuple[Any, ...], operands: dict[str, Any], alpha: tuple[Any, ...], out: Any) -> Triple | None:
+    """The gradients, if all operands are matrices and there is nothing to prepare: in a fifth of the time of the general way.
+
+    None if that is not so, or if NumPy refuses the operands: the general way knows why.
+    """
+    ufunc, takes_x, takes_w, wanted, added = _plain[key]
+    needed: list[Any] = []
+    for name, operand in operands.items():
+        if (name == "x" and not takes_x) or (name == "w" and not takes_w):
+            if operand is not None:
+                return None
+        elif type(operand) is not ndarray or operand.ndim != 2:
+            return None
+        else:
+            needed.append(operand)
+    if alpha:
+        if type(alpha[0]) is not float:
+            return None
+        needed.append(alpha[0])
+    if out is None:
+        places: tuple[Any, ...] = (None,) * len(wanted)
+    else:
+        if type(out) is not tuple or len(out) != 3:
+            return None
+        for i in range(3):
+            place = out[i]
+            if place is None:
+                if i in added:
+                    return None
+            elif i not in wanted or type(place) is not ndarray or place.ndim != (2, 2, 1)[i]:
+                return None
+        places = tuple([out[i] for i in wanted])
+        needed += [out[i] for i in added]
+    try:
+        results = ufunc(*needed, out=places)
+    except (TypeError, ValueError):
+        return None
+    if len(wanted) == 3:
+        return results  # type: ignore[no-any-return]  # NumPy's stubs do not tell
+    gradients = [None, None, None]
+    for i, result in zip(wanted, results if type(results) is tuple else (results,), strict=True):
+        gradients[i] = result
+    return gradients[0], gradients[1], gradients[2]
+
+
 def _names(base: str, what: str, given: Any) -> tuple[str, ...]:
     """The gradients that an argument names, in their order."""
-    if isinstance(given, str) or not all(name in GRADIENTS for name in given):
+    if isinstance(given, str) or not isinstance(given, Iterable) or not all(name in GRADIENTS for name in given):
         raise ValueError(f"{base}: {what} must be a sequence of names among {GRADIENTS}, not {given!r}")
     return tuple(name for name in GRADIENTS if name in given)
 
@@ -79,8 +128,16 @@ def _backward(
     """The gradients of a layer; `operands` are dy, y where the layer has an activation, x and w."""
     from fastrelu import ufuncs
 
-    wanted = GRADIENTS if wanted is GRADIENTS else _names(base, "wanted", wanted)
-    added = _names(base, "accumulate", accumulate) if accumulate else ()
+    has_mask = base == "linear_relu_backward"
+    is_mask = has_mask and getattr(operands["y"], "dtype", None) == np.uint8
+    key = (base, is_mask, wanted, accumulate)
+    can_be_plain = type(wanted) is tuple and type(accumulate) is tuple and {*map(type, wanted + accumulate)} <= {str}
+    if not kwargs and can_be_plain and key in _plain:
+        gradients = _plain_call(key, operands, alpha, out)
+        if gradients is not None:
+            return gradients
+    wanted = _names(base, "wanted", wanted)
+    added = _names(base, "accumulate", accumulate)
     if not wanted:
         raise ValueError(f"{base}: wanted must name at least one of {GRADIENTS}")
     outputs = _outputs(base, out, wanted, added)
@@ -93,17 +150,17 @@ def _backward(
     if type(operands.get("w")) is PackedWeight:
         operands["w"] = operands["w"].unpack()
     given = [*operands.values(), *alpha, *outputs.values()]
-    has_mask = base == "linear_relu_backward"
     results: Any
     try:
         if any(map(_overrides, given)) or "axes" in kwargs:
-            is_mask = has_mask and getattr(operands.get("y"), "dtype", None) == np.uint8
             results = _call(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
         else:
             operands = {name: o if type(o) is ndarray else np.asanyarray(o) for name, o in operands.items()}
             is_mask = has_mask and operands["y"].dtype == np.uint8
             _check_shapes(base, operands, outputs, is_mask)
             if "w" not in operands or operands["w"].ndim == 2:
+                if alpha and np.ndim(alpha[0]):
+                    raise ValueError(f"{base}: alpha must be a single value, not of shape {np.shape(alpha[0])}")
                 results = _flat(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
             else:
                 # A subset has the batch axes of everything, also of what it does not need.
@@ -113,8 +170,12 @@ def _backward(
                 results = _call(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
     except TypeError as error:
         raise ufuncs.explain(error) from None
-    gradients = dict(zip(wanted, results, strict=True))
-    return gradients.get("dx"), gradients.get("dw"), gradients.get("db")
+    numbers = {name: i for i, name in enumerate(GRADIENTS)}
+    if can_be_plain:
+        which = tuple(numbers[name] for name in wanted), tuple(numbers[name] for name in added)
+        _plain[key] = (_ufunc(base, is_mask, wanted, added), "dw" in wanted, "dx" in wanted, *which)
+    by_name = dict(zip(wanted, results, strict=True))
+    return by_name.get("dx"), by_name.get("dw"), by_name.get("db")
 
 
 def _outputs(base: str, out: Any, wanted: tuple[str, ...], added: tuple[str, ...]) -> dict[str, Any]:

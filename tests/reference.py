@@ -59,3 +59,23 @@ def bits(y: np.ndarray) -> np.ndarray:
     y = np.array(y, order="C")
     y[y != y] = np.nan
     return y.view(f"u{y.itemsize}")
+
+
+def backward(name: str, dy: np.ndarray, y: np.ndarray, x: np.ndarray, w: np.ndarray, *alpha: float) -> tuple[np.ndarray, ...]:
+    """The gradients dx, dw and db of a fused layer of matrices by the function `name`, in the type of the sums, not rounded."""
+    wide = np.dtype(np.float32 if dy.dtype.name in HALVES else dy.dtype)
+    dz = np.ascontiguousarray(dy, wide)
+    if name != "linear_backward":
+        parameters = [np.asarray(a, wide) for a in alpha]
+        dz = getattr(fastrelu, name.removeprefix("linear_"))(dz, np.ascontiguousarray(y, wide), *parameters)
+    return linear(dz, w.T), linear(x.T, dz), linear(np.ones((1, len(dz)), wide), dz)[0]
+
+
+def gradients(
+    name: str, dy: np.ndarray, y: np.ndarray, x: np.ndarray, w: np.ndarray, *alpha: float, added_to: tuple = (None, None, None)
+) -> tuple[np.ndarray, ...]:
+    """The same, added to what is given for each, and rounded to the type of dy."""
+    sums = backward(name, dy, y, x, w, *alpha)
+    with np.errstate(all="ignore"):
+        sums = [s if a is None else a.astype(s.dtype) + s for s, a in zip(sums, added_to, strict=True)]
+        return tuple(s.astype(dy.dtype) for s in sums)

@@ -25,15 +25,30 @@ from fastrelu.kernels.memory import (
     leave_float_status,
     read_byte,
     read_word,
+    smaller,
     stack,
     words,
     write_byte,
     write_word,
     write_words,
 )
-from fastrelu.kernels.panels import copy_out
+from fastrelu.kernels.panels import COPY_GROUP, DIRECT_ROWS, FORMED_BYTES, MC, copy_out
 from fastrelu.kernels.pool import pool_address
-from fastrelu.kernels.problem import GRADIENT, HELD, OPERANDS, PROBLEM, SIZES, TILING, TYPE, X, Y
+from fastrelu.kernels.problem import (
+    AS_W,
+    AS_X,
+    GRADIENT,
+    HELD,
+    OPERANDS,
+    PACKED,
+    PROBLEM,
+    SIZES,
+    TILING,
+    TRANSPOSED_AS_W,
+    TYPE,
+    X,
+    Y,
+)
 from fastrelu.kernels.scratch import free, malloc
 from fastrelu.kernels.slabs import FAILED, JOB, SLABS, deliver_sums, in_slabs, run
 from fastrelu.native.errors import NO_MEMORY, WRONG_MASK
@@ -48,6 +63,7 @@ from fastrelu.native.matrix import (
     DX_HELD,
     DX_OUT,
     DY,
+    PACK_WEIGHT,
     W_IN,
     X_IN,
     Y_IN,
@@ -58,9 +74,14 @@ from fastrelu.operations import KC, Gradient
 
 # Rows of dw that are worth a part of their own, for which all of dz has to be formed once more.
 GOOD_ROWS = 128
+# What dx = dz @ w.T can use of a block of dz and of a panel of w.T before they have to be made again.
+FORMED_ROWS, COPY_COLUMNS = FORMED_BYTES // 4, COPY_GROUP * 64
+# The largest w.T that is packed before.
+PACKED_BYTES = 2 << 20
 
 _TABLE = 32 * COUNT
 
+_pack_weight = types.ExternalFunction(PACK_WEIGHT, types.void(types.intp))
 _gradients = types.ExternalFunction(BACKWARD, types.int32(types.intp, types.intp, types.intp, types.intp))
 
 
@@ -97,9 +118,10 @@ def _backward(description, dx_problem, dw_problem, db, sizes):
     blocks = ceil(m, KC)
     few = ceil(n, NR) * larger(k // GOOD_ROWS, 1) < 2 * threads
     slab = (k + 1) * ((n * SIZE + 63) & -64)
-    divides_batch = (
-        dw_problem != 0 and few and m * n * (k + 1) >= SERIAL and threads > 1 and blocks > 1 and slab * threads <= SLABS
-    )
+    divides_batch = dw_problem != 0 and few and threads > 1 and blocks > 1 and slab * threads <= SLABS
+    divides_batch = divides_batch and m * n * (k + 1) >= SERIAL
+    if divides_batch and dx_problem != 0:
+        divides_batch = read_word(dx_problem + SIZES + 40) == AS_X
     most = larger(dx_parts + dw_parts, blocks if divides_batch else 0)
     done = stack(256)
     if most > 256:
@@ -109,9 +131,9 @@ def _backward(description, dx_problem, dw_problem, db, sizes):
     write_words(job, (dx_task, dx_parts, dw_task, dw_parts, done, 0))
     if divides_batch:
         if dx_problem != 0:
-            # The columns of dx.T are those of one block.
-            rows = read_word(dx_task + 8)
-            write_words(dx_task + 8, (rows, KC, ceil(read_word(dx_problem + SIZES), rows)))
+            # All columns of some rows, so many that they divide a block.
+            rows = KC // (SIZE >> 1)
+            write_words(dx_task + 8, (rows, ceil(read_word(dx_problem + SIZES + 16), NR) * NR, ceil(m, rows)))
         failed = in_slabs(description, job, dx_task, dw_task, db, sizes, threads)
     else:
         failed = run(_part_address(), job, dx_parts + dw_parts, dx_parts + dw_parts < 2)
@@ -125,6 +147,46 @@ def _entry(table, operand):
     """An operand's address and its steps along two core axes."""
     address, _, row, step = words(table + 32 * operand, 4)
     return address, row, step
+
+
+@register_jitable
+def _describe_dx(description, problem, dz, table, sizes):
+    """The product for dx: dx = dz @ w.T, or its transpose; returns the address of memory for a packed w.T, or 0.
+
+    Both have the same sums of the same products. The first has to bring w.T into the order of panels and to form dz for every
+    group of them; the second has to transpose both dz and the results.
+    """
+    m, k, n = sizes
+    dy, dy_row, dy_step = _entry(table, DY)
+    w, w_row, w_step = _entry(table, W_IN)
+    out, row, step = _entry(table, DX_OUT)
+    held, held_row, held_step = _entry(table, DX_HELD)
+    IN, SIZE, pack = words(description + TYPE, 3)
+    NARROW, NR = words(description + TILING + 8, 2)
+    nbytes = n * ceil(k, NARROW) * NARROW * SIZE
+    is_direct, packs = m <= DIRECT_ROWS and w_row == SIZE and IN == SIZE, m > 2 * FORMED_ROWS and nbytes <= PACKED_BYTES
+    # Costs of an element of w or dz, or of dx, in ps on Zen 4, for each of the terms or columns that use it.
+    packing = 0 if is_direct else 200 * 1024 // (m if packs else smaller(m, FORMED_ROWS))
+    as_it_is = packing + 130 * 1024 // smaller(k, COPY_COLUMNS)
+    transposed = 280 * 1024 // smaller(k, MC) + 200 * 1024 // larger(n, 1)
+    if as_it_is >= transposed:
+        write_words(problem + X, (w, w_row, w_step, dy, dy_step, dy_row))
+        write_words(problem + Y, (out, step, row))
+        write_words(problem + SIZES, (k, n, m, description, dz, TRANSPOSED_AS_W))
+        write_words(problem + HELD, (held, held_step, held_row))
+        return 0
+    memory = malloc(nbytes + 64) if packs else 0
+    write_words(problem + X, (dy, dy_row, dy_step, w, w_step, w_row))
+    write_words(problem + Y, (out, row, step))
+    write_words(problem + SIZES, (m, n, k, description, dz, AS_X))
+    write_words(problem + HELD, (held, held_row, held_step))
+    if memory != 0:
+        packed, task = (memory + 63) & -64, stack(80)
+        write_words(task, (w, w_step, w_row, n, k, packed, NARROW, NR, SIZE, pack))
+        _pack_weight(task)
+        write_words(problem + X + 24, (packed, 0, 0))
+        write_word(problem + PACKED, 1)
+    return memory
 
 
 def gradients(description, pointers, dimensions, steps):
@@ -200,7 +262,6 @@ def gradients(description, pointers, dimensions, steps):
         dy, dy_row, dy_step = _entry(table, DY)
         y, y_row, y_step = _entry(table, Y_IN)
         x, x_row, x_step = _entry(table, X_IN)
-        w, w_row, w_step = _entry(table, W_IN)
         alpha = read_word(table + 32 * ALPHA)
         for at, sums in ((dx_dz, 0), (dw_dz, db if has_db else 0)):
             write_words(at, (form, pack, pack_sums, dy, dy_row, dy_step, y, y_row, y_step, is_mask))
@@ -208,21 +269,18 @@ def gradients(description, pointers, dimensions, steps):
         for at in range(0, PROBLEM, 8):
             write_word(dx_problem + at, 0)
             write_word(dw_problem + at, 0)
-        write_words(dx_problem + X, (w, w_row, w_step, dy, dy_step, dy_row))
-        out, row, step = _entry(table, DX_OUT)
-        write_words(dx_problem + Y, (out, step, row))
-        write_words(dx_problem + SIZES, (k, n, m, description, dx_dz, 1))
-        held, row, step = _entry(table, DX_HELD)
-        write_words(dx_problem + HELD, (held, step, row))
+        packed = _describe_dx(description, dx_problem, dx_dz, table, (m, k, n)) if has_dx and m > 0 and k > 0 else 0
         write_words(dw_problem + X, (x, x_step, x_row, dy, dy_row, dy_step))
         write_words(dw_problem + Y, _entry(table, DW_OUT))
-        write_words(dw_problem + SIZES, (k if has_dw else 0, m, n, description, dw_dz, 0))
+        write_words(dw_problem + SIZES, (k if has_dw else 0, m, n, description, dw_dz, AS_W))
         write_words(dw_problem + HELD, _entry(table, DW_HELD))
         products = (
             dx_problem if has_dx and m > 0 and k > 0 else 0,
             dw_problem if n > 0 and (has_db or (has_dw and k > 0)) else 0,
         )
         failed = _backward(description, products[0], products[1], db, (m, k if has_dw else 0, n))
+        if packed != 0:
+            free(packed)
         if copies:
             if failed == 0 and has_dx:
                 copy_out(dx_copy, k * IN, IN, m, k, dx_place, dx_row, dx_step)

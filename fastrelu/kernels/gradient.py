@@ -2,6 +2,7 @@
 
 ``build``        the function that forms rows of dz, and sums them over the batch for db while they are in registers
 ``form_block``   a block of dz from operands of any strides and types
+``form_rows``    rows of dz as they lie
 ``form_panel``   a panel of dz, or of its transpose, in the order in which the micro-kernel reads it
 
 An operand is 14 words: the function that forms rows; the packings of dy's type and of the sums' type; dy, its row and column
@@ -143,9 +144,19 @@ def form_block(operand, scratch, i, j, rows, columns, target, target_row, sums, 
 
 
 @register_jitable
+def form_rows(operand, scratch, i, j, rows, columns, target, target_row):
+    """Any number of rows of dz, without sums."""
+    SIZE = words(operand + 104, 1)[0]
+    most = PLACE // ((columns * SIZE + 127) & -64)
+    for first in range(0, rows, most):
+        count = smaller(most, rows - first)
+        form_block(operand, scratch, i + first, j, count, columns, target + first * target_row, target_row, 0, True)
+
+
+@register_jitable
 def form_panel(operand, scratch, p, j, terms, columns, is_transposed, has_sums, target, target_row):
-    """`terms` x `columns` elements of dz, or of its transpose, from term `p` and column `j` on. One of the
-    parts that form them has the sums.
+    """`terms` x `columns` elements of dz, or of its transpose, from term `p` and column `j` on. One of the parts
+    that form them has the sums.
     """
     sums, _, SIZE = words(operand + 88, 3)
     if not is_transposed:

@@ -25,7 +25,7 @@ from fastrelu.kernels.memory import (
     write_word,
     write_words,
 )
-from fastrelu.kernels.panels import COPY_BYTES, MC, copies_x, copy_out
+from fastrelu.kernels.panels import COPY_GROUP, MC, copy_out, rows_of_part
 from fastrelu.kernels.pool import in_parallel, pool_address, serial_for
 from fastrelu.kernels.problem import BIAS, DZ, OPTIONS, PROBLEM, SIZES, THIN, TILING, TYPE, X, Y
 from fastrelu.kernels.scratch import free, malloc
@@ -53,15 +53,15 @@ def divide(problem, task):
     """Divide a product into parts for the threads: writes the task that `part` takes and returns how many parts it has."""
     m, k, n, description = words(problem + SIZES, 4)
     MR, _, NR = words(description + TILING, 3)
-    SIZE = read_word(description + TYPE + 8)
     threads = read_word(pool_address() + LIMIT)
     work = (m + W_COST) * n * larger(k, 1)
-    most_rows = COPY_BYTES // SIZE if copies_x(problem) else MC
-    row_parts, column_parts = larger(ceil(m, most_rows), 1), 1
+    most_rows = rows_of_part(problem)
+    row_parts, column_parts, unit = larger(ceil(m, most_rows), 1), 1, NR
     if work >= SERIAL and threads > 1:
         parts_per_thread = PARTS_PER_THREAD if m > 3 else PARTS_OF_FEW_ROWS
         wanted = larger(threads, smaller(parts_per_thread * threads, work // GRAIN))
-        panels = ceil(n, NR)
+        unit = NR * COPY_GROUP if most_rows < MC and row_parts * ceil(n, NR * COPY_GROUP) >= 2 * threads else NR
+        panels = ceil(n, unit)
         if panels < 4 * threads and panels % threads != 0 and m >= threads * LEAST_ROWS:
             row_parts, panels = ceil(row_parts, threads) * threads, 1  # only rows can be shared out evenly
         column_parts = smaller(panels, ceil(wanted, row_parts))
@@ -72,7 +72,7 @@ def divide(problem, task):
         if column_parts == 1 and m >= threads * LEAST_ROWS:
             row_parts = ceil(row_parts, threads) * threads
     part_rows = larger(ceil(ceil(m, row_parts), MR) * MR, MR)
-    part_columns = ceil(ceil(n, column_parts), NR) * NR
+    part_columns = ceil(ceil(n, column_parts), unit) * unit
     row_parts = larger(ceil(m, part_rows), 1)
     write_words(task, (problem, part_rows, part_columns, row_parts, 0))
     return row_parts * ceil(n, part_columns)
@@ -166,7 +166,7 @@ def product(description, pointers, dimensions, steps):
         bias_row, bias_step, y_row, y_step = bias_step, bias_row, y_step, y_row
     status = enter_default_float_status()
     problem = stack(PROBLEM)
-    write_words(problem + DZ, (0, 0, 0, 0, 0, 0))
+    write_words(problem + DZ, (0, 0, 0, 0, 0, 0, packed))
     failed = 0
     while slices > 0:
         write_words(problem + X, (x, x_row, x_step, w, w_k, w_n))

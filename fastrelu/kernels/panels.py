@@ -14,7 +14,7 @@ threads need not wait for one another.
 
 from numba.extending import register_jitable
 
-from fastrelu.kernels.gradient import GRADIENT_SCRATCH, form_panel
+from fastrelu.kernels.gradient import GRADIENT_SCRATCH, form_panel, form_rows
 from fastrelu.kernels.linear import STRIDE
 from fastrelu.kernels.memory import (
     call_address,
@@ -29,26 +29,46 @@ from fastrelu.kernels.memory import (
     write_words,
 )
 from fastrelu.kernels.packing import pack_block, panel_width
-from fastrelu.kernels.problem import BIAS, DELIVER, DESCRIPTION, FINISH, HELD, KEEPS_SUMS, OPTIONS, SIZES, TILING, TYPE, W, X, Y
+from fastrelu.kernels.problem import (
+    AS_W,
+    AS_X,
+    BIAS,
+    DELIVER,
+    DESCRIPTION,
+    DZ,
+    FINISH,
+    HELD,
+    KEEPS_SUMS,
+    PACKED,
+    SIZES,
+    TILING,
+    TRANSPOSED_AS_W,
+    TYPE,
+    W,
+    X,
+    Y,
+)
 from fastrelu.kernels.scratch import return_scratch, take_scratch
 from fastrelu.kernels.thin import MAX_ROWS
 from fastrelu.operations import KC
 
 # Rows of a part: enough to make it cheap to pack w, few enough for their sums in a panel to stay in the second-level cache.
 MC = 768
-# Where x has to be copied, the bytes of a column of it, and the panels that share the copy: fewer rows, for the same reason.
+# Where x is transposed or has to be copied, the bytes of a column of it, and the panels that share a block: fewer rows, for the
+# same reason. If dz takes the place of x, even fewer: dy and y of the next part are asked for meanwhile.
 COPY_BYTES, COPY_GROUP = 1536, 4
+FORMED_BYTES = 768
 # Columns of x that stand a multiple of this apart meet in so few sets of the second-level cache that it cannot hold a block of
 # them: 0.61 of the limit instead of 0.93 for a transposed x with rows of 8 KB.
 ALIASING = 4096
 # A thread's scratch memory, by what is kept there: a panel of w, a block of x, sums, rows of biases, alpha, a block of dz.
 PANEL_BYTES = 256  # of a row of the widest panel that is packed
 STRIP_BYTES = 8192  # of a row of the longest strip
-X_STEP = 4 * KC + 64  # between rows of x, lest they all meet in one set of the first-level cache
-X_COLUMN_STEP = COPY_BYTES + 64
+GAP = 64  # after rows of x, lest they all meet in one set of the first-level cache
+X_COLUMN_STEP = COPY_BYTES + GAP
 _W = 0
 _X = _W + KC * PANEL_BYTES
-_TOTAL = _X + COPY_BYTES // 4 * X_STEP
+_TOTAL = _X + COPY_BYTES // 4 * (4 * KC + GAP)
 _START = _TOTAL + COPY_BYTES // 4 * COPY_GROUP * PANEL_BYTES
 _ALPHA = _START + MC * PANEL_BYTES
 _GRADIENT = _ALPHA + STRIP_BYTES
@@ -66,14 +86,27 @@ DIRECT_ROWS = 128
 
 
 @register_jitable
-def copies_x(problem):
-    """Whether blocks of x have to be copied: to be widened, or because they cannot be read where they lie without delay."""
+def _way_to_x(problem):
+    """Whether blocks of x are shared by several panels, being transposed or copied; whether they are copied: to be formed or
+    widened, or because they are too slow to read where they lie.
+    """
     x_row, x_step = words(problem + X + 8, 2)
-    description = read_word(problem + DESCRIPTION)
+    m, _, _, description, dz, place = words(problem + SIZES, 6)
     MR = read_word(description)
     IN, SIZE = words(description + TYPE, 2)
-    m = read_word(problem + SIZES)
-    return IN != SIZE or (x_row == SIZE and x_step & (ALIASING - 1) == 0 and x_step != 0 and m > MR)
+    is_transposed = x_row == IN and x_step != IN and x_step != 0 and m > MR
+    copies = IN != SIZE or (dz != 0 and place == AS_X) or (is_transposed and x_step & (ALIASING - 1) == 0)
+    return is_transposed or copies, copies
+
+
+@register_jitable
+def rows_of_part(problem):
+    """The most rows that a part may have."""
+    SIZE = read_word(read_word(problem + DESCRIPTION) + TYPE + 8)
+    dz, place = words(problem + DZ, 2)
+    if dz != 0 and place == AS_X:
+        return FORMED_BYTES // SIZE
+    return COPY_BYTES // SIZE if _way_to_x(problem)[0] else MC
 
 
 @register_jitable
@@ -209,31 +242,35 @@ def _ask_matrix(soon, address, row_step, step, size, rows, columns, piece):
 
 
 @register_jitable
-def _next_blocks(problem, soon, p, j, copies, i0, rows, piece):
-    """List what the next block needs, from term `p` and column `j` on, in pieces of `piece` bytes; returns how many they are.
+def _next_blocks(problem, soon, p, j, x_i, x_rows, x_p, piece):
+    """List what the next block needs, from term `p` and column `j` on, and some rows of x that will be needed after it, in
+    pieces of `piece` bytes; returns how many these are.
 
     Memory delivers it beside the arithmetic of this block. Without that, forming dz for 384 rows took 17 % of the time of a
     product of 2048 rows and columns.
     """
     x, x_row, x_step, w, w_k, w_n = words(problem + X, 6)
-    k, n, description, dz, is_transposed = words(problem + SIZES + 8, 5)
+    k, n, description, dz, place = words(problem + SIZES + 8, 5)
     IN, SIZE = words(description + TYPE, 2)
     first = soon
+    y = y_row = y_step = 0
+    if dz != 0 and not read_word(dz + 72):  # bits are few
+        y, y_row, y_step = words(dz + 48, 3)
     if p < k and j < n:
         terms, columns = smaller(KC, k - p), smaller(piece // SIZE, n - j)
-        if read_word(description + OPTIONS):
+        if read_word(problem + PACKED):
             soon = _ask_rows(soon, w + j * k * SIZE + p * piece, piece, terms, piece, piece)
         else:
             soon = _ask_matrix(soon, w + p * w_k + j * w_n, w_k, w_n, IN, terms, columns, piece)
-        if dz != 0:
-            y, y_row, y_step, is_mask = words(dz + 48, 4)
-            if y != 0 and not is_mask:
-                if is_transposed:
-                    soon = _ask_matrix(soon, y + j * y_row + p * y_step, y_step, y_row, IN, terms, columns, piece)
-                else:
-                    soon = _ask_matrix(soon, y + p * y_row + j * y_step, y_row, y_step, IN, terms, columns, piece)
-        if copies:
-            soon = _ask_matrix(soon, x + i0 * x_row + p * x_step, x_row, x_step, IN, rows, terms, piece)
+            if y != 0 and place == TRANSPOSED_AS_W:
+                soon = _ask_matrix(soon, y + j * y_row + p * y_step, y_step, y_row, IN, terms, columns, piece)
+            elif y != 0 and place == AS_W:
+                soon = _ask_matrix(soon, y + p * y_row + j * y_step, y_row, y_step, IN, terms, columns, piece)
+    if x_rows > 0:
+        terms = smaller(KC, k - x_p)
+        soon = _ask_matrix(soon, x + x_i * x_row + x_p * x_step, x_row, x_step, IN, x_rows, terms, piece)
+        if y != 0 and place == AS_X:
+            soon = _ask_matrix(soon, y + x_i * y_row + x_p * y_step, y_row, y_step, IN, x_rows, terms, piece)
     write_words(soon, (0, 0, 0))
     asked = 0
     while first < soon:
@@ -243,13 +280,16 @@ def _next_blocks(problem, soon, p, j, copies, i0, rows, piece):
 
 
 @register_jitable
-def _block(problem, block, scratch, i0, rows, a, a_row, a_step, p, j, width, columns, total, next_p, next_j, next_x):
+def _block(problem, block, scratch, i0, rows, a, a_row, a_step, p, j, width, columns, total, coming):
     """One block of terms of one panel, for all rows of the part. The next two or three are asked for meanwhile."""
     w, w_k, w_n = words(problem + W, 3)
-    k, _, description, dz, is_transposed = words(problem + SIZES + 8, 5)
+    k, _, description, dz, place = words(problem + SIZES + 8, 5)
+    is_formed = dz != 0 and place != AS_X
     MR, NARROW = words(description, 2)
-    IN, SIZE, pack, _, _, kernels, _, packed = words(description + TYPE, 8)
-    is_direct = w_n == SIZE and IN == SIZE and columns == width and (rows <= DIRECT_ROWS or w_k == width * SIZE) and dz == 0
+    IN, SIZE, pack, _, _, kernels = words(description + TYPE, 6)
+    is_direct = (
+        not is_formed and w_n == SIZE and IN == SIZE and columns == width and (rows <= DIRECT_ROWS or w_k == width * SIZE)
+    )
     table = kernels + (MR * 8 if width > NARROW else 0)
     row = width * SIZE
     terms = smaller(KC, k - p)
@@ -257,9 +297,9 @@ def _block(problem, block, scratch, i0, rows, a, a_row, a_step, p, j, width, col
     start, start_row = _prepare(problem, scratch, i0, rows, j, width, columns) if is_first or is_last else (0, 0)
     b, b_step = scratch + _W, row
     source = w + p * w_k + j * w_n
-    if dz != 0:
-        form_panel(dz, scratch + _GRADIENT, p, j, terms, columns, is_transposed, i0 == 0, b, b_step)
-    elif packed:
+    if is_formed:
+        form_panel(dz, scratch + _GRADIENT, p, j, terms, columns, place == TRANSPOSED_AS_W, i0 == 0, b, b_step)
+    elif read_word(problem + PACKED):
         b = w + (j * k + p * width) * SIZE
     elif is_direct:
         b, b_step = source, w_k
@@ -272,7 +312,7 @@ def _block(problem, block, scratch, i0, rows, a, a_row, a_step, p, j, width, col
         write_words(soon, (b + STRIDE * b_step, b_step, terms, 0, 0, 0))
         rate = STRIDE
     else:
-        asked = _next_blocks(problem, soon, next_p, next_j, next_x, i0, rows, row)
+        asked = _next_blocks(problem, soon, *coming, row)
         rate = ceil(asked * STRIDE, larger(terms * ceil(rows, MR), STRIDE))
     write_words(block, (a, a_row, a_step, b, b_step, terms, soon, rate))
     write_words(block + 64, (is_first, not is_first, is_last, start, start_row, total, row))
@@ -291,24 +331,41 @@ def _block(problem, block, scratch, i0, rows, a, a_row, a_step, p, j, width, col
 
 
 @register_jitable
-def _group(problem, block, scratch, i0, rows, j0, j_end):
-    """All sums of some panels."""
+def _group(problem, block, scratch, i0, rows, j0, j_end, part_start, part_end):
+    """All sums of some panels of the part."""
     x, x_row, x_step = words(problem + X, 3)
-    k, _, description = words(problem + SIZES + 8, 3)
+    m, k, _, description, dz, place = words(problem + SIZES, 6)
     _, NARROW, NR = words(description, 3)
     IN, SIZE, pack = words(description + TYPE, 3)
-    copies = copies_x(problem)
-    x += i0 * x_row
+    shares, copies = _way_to_x(problem)
     p = 0
     while True:
-        a, a_row, a_step = x + p * x_step, x_row, x_step
+        a, a_row, a_step = x + i0 * x_row + p * x_step, x_row, x_step
+        terms = smaller(KC, k - p)
         if copies and k > 0:
-            a, a_row, a_step = scratch + _X, X_STEP, SIZE
-            if x_row == IN and rows > 1:
-                a_row, a_step = SIZE, X_COLUMN_STEP
-                pack_block(pack, x + p * x_step, x_step, x_row, smaller(KC, k - p), rows, a, a_step)
+            a, a_row, a_step = scratch + _X, KC * SIZE + GAP, SIZE
+            source = x + i0 * x_row + p * x_step
+            if k <= KC and j0 > part_start:
+                pass  # the same block as for the group before
+            elif dz != 0 and place == AS_X:
+                form_rows(dz, scratch + _GRADIENT, i0, p, rows, terms, a, a_row)
+            elif x_row == IN and rows > 1:
+                pack_block(pack, source, x_step, x_row, terms, rows, a, X_COLUMN_STEP)
             else:
-                pack_block(pack, x + p * x_step, x_row, x_step, rows, smaller(KC, k - p), a, a_row)
+                pack_block(pack, source, x_row, x_step, rows, terms, a, a_row)
+            if x_row == IN and rows > 1 and (dz == 0 or place != AS_X):
+                a_row, a_step = SIZE, X_COLUMN_STEP
+        # The block of x that comes after this one, of which each panel asks for its share.
+        x_i, x_p, x_rows = i0, p + KC, rows
+        if x_p >= k:
+            x_p = 0
+            if j_end >= part_end:
+                x_i += rows
+                x_rows = smaller(rows, m - x_i)
+            elif k <= KC:
+                x_rows = 0
+        if not shares:
+            x_rows = 0
         j, total = j0, scratch + _TOTAL
         while j < j_end:
             width = panel_width(j_end - j, NARROW, NR)
@@ -316,8 +373,10 @@ def _group(problem, block, scratch, i0, rows, j0, j_end):
             next_p, next_j = p, j + columns
             if next_j >= j_end:
                 next_p, next_j = (p + KC, j0) if p + KC < k else (0, j_end)
-            coming = (next_p, next_j, copies and j + columns >= j_end)
-            _block(problem, block, scratch, i0, rows, a, a_row, a_step, p, j, width, columns, total, *coming)
+            done = x_rows * (j - j0) // (j_end - j0)
+            share = x_rows * (j + columns - j0) // (j_end - j0) - done
+            coming = (next_p, next_j, x_i + done, share, x_p)
+            _block(problem, block, scratch, i0, rows, a, a_row, a_step, p, j, width, columns, total, coming)
             total += rows * width * SIZE
             j += columns
         p += KC
@@ -344,7 +403,8 @@ def part(task, index):
     x, x_row, x_step, w, w_k, w_n = words(problem + X, 6)
     m, k, n, description, dz = words(problem + SIZES, 5)
     MR, NARROW, NR = words(description, 3)
-    IN, SIZE, _, _, thin, kernels, _, packed = words(description + TYPE, 8)
+    IN, SIZE, _, _, thin, kernels = words(description + TYPE, 6)
+    packed = read_word(problem + PACKED)
 
     memory = take_scratch(SCRATCH + 64)
     if memory == 0:
@@ -359,13 +419,14 @@ def part(task, index):
         rows <= smaller(MAX_ROWS, MR) and thin != 0 and x_step == SIZE and w_k == SIZE and w_n != SIZE and not packed and k > 1
     ) and dz == 0
     strip_lanes = read_word(description + TILING + 16 + 8 * rows) if in_place and rows <= 3 and 0 < rows < MR and k > 0 else 0
-    group = NR * COPY_GROUP if copies_x(problem) else NR
+    group = NR * COPY_GROUP if _way_to_x(problem)[0] else NR
+    part_start = j
     sums, block = scratch + _TOTAL, stack(160)
     while j < j_end:
         is_strip = strip_lanes > 0 and j_end - j >= strip_lanes
         if not is_strip and not is_thin:
             end = smaller(j + group, j_end)
-            _group(problem, block, scratch, i0, rows, j, end)
+            _group(problem, block, scratch, i0, rows, j, end, part_start, j_end)
             j = end
             continue
         width = panel_width(j_end - j, NARROW, NR)

@@ -12,10 +12,12 @@ Y = 88  # address, row step, column step
 MASK = 112  # the bits of y > 0: address, row step, column step
 SIZES = 136  # m, k, n
 DESCRIPTION = 160
-DZ = 168  # the operand that takes the place of w (`fastrelu.kernels.gradient`), and whether it is transposed
+DZ = 168  # an operand that is formed (`fastrelu.kernels.gradient`), and in which place: one of the following
+AS_W, TRANSPOSED_AS_W, AS_X = 0, 1, 2
 HELD = 184  # what the results are added to: address, row step, column step
 KEEPS_SUMS = 208  # whether y takes the sums themselves, in rows without gaps
-PROBLEM = 216
+PACKED = 216  # whether w is packed
+PROBLEM = 224
 
 # Offsets into a description, whose words `fastrelu.native.matrix.describe` lists.
 TILING = 0  # rows, lanes of the narrowest and of the widest tile, lanes of the wide tiles of 1, 2 and 3 rows

@@ -3,8 +3,8 @@
 ``run``       the parts of a job, each of them once
 ``in_slabs``  blocks of the batch as parts: with small matrices there is nothing else to divide
 
-A block of `KC` rows of the batch is a block of terms of dw and db: each has a place of its own for its sums, a slab, and afterwards
-the slabs are added in ascending order, as one thread would have done.
+A block of `KC` rows of the batch is a block of terms of dw and db: each has a place of its own for its sums, a slab, and
+afterwards the slabs are added in ascending order, as one thread would have done.
 """
 
 from numba.extending import register_jitable
@@ -78,11 +78,11 @@ def _slab(job, index):
     if read_byte(done + index):
         return
     worked = 1
-    dx_problem, _, _, dx_row_parts = words(dx_task, 4)
+    dx_problem, dx_rows, _, dx_parts = words(dx_task, 4)
     if dx_problem != 0:
-        # Parts of the product that have one block of columns; those of the same block lie side by side.
-        for i in range(dx_row_parts):
-            worked &= calculate(dx_task, (first + index) * dx_row_parts + i)
+        parts = KC // dx_rows
+        for i in range((first + index) * parts, smaller((first + index + 1) * parts, dx_parts)):
+            worked &= calculate(dx_task, i)
     whole, part_rows, _, row_parts = words(dw_task, 4)
     k, m, n = words(whole + SIZES, 3)
     problem, operand, task = stack(PROBLEM), stack(OPERAND), stack(40)

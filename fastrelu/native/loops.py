@@ -169,6 +169,7 @@ def address_of_gradient(spec: Gradient) -> int:
     with lock:
         _runtime()
         linker.link(matrix.PART, _panels)
+        linker.link(matrix.PACK_WEIGHT, _pack_weight)
         linker.link(matrix.BACKWARD, _backward)
         _link_packing(dtype, vector_bytes)
         _link_packing(sums, vector_bytes)
