@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import fastrelu
-from fastrelu import layer_peers, measure, peers
+from fastrelu import gradient_peers, layer_peers, measure, peers
 from fastrelu.native import store, target
 
 OPERATIONS = ("relu", "relu_backward", "tanh", "sigmoid", "elu", "softplus")
@@ -100,52 +100,73 @@ def print_times() -> None:
     libraries = peers.libraries("float32")
     header = ("float32", "n", "time", "GB/s", "of limit", *libraries)
     rows: list[tuple[str, int, Row]] = []
-    layers: list[Row] = []
+    layers: dict[str, list[Row]] = {}
     failures: dict[str, str] = {}
-    with _progress(len(OPERATIONS) * len(SIZES) + len(LAYERS)) as advance:
+    with _progress(len(OPERATIONS) * len(SIZES) + 2 * len(LAYERS)) as advance:
         for size in SIZES:
             for name in OPERATIONS:
                 advance(f"{name} {quantity(size)}")
                 rows.append((name, size, _times(peers.CASES[name], size, libraries, failures)))
-        layers += _layer_rows(advance, failures)
+        for name, suite in _suites().items():
+            layers[name] = list(_layer_rows(name, *suite, advance, failures))
     rows.sort(key=lambda row: (OPERATIONS.index(row[0]), row[1]))
     _print_table(header, [cells for _, _, cells in rows])
     print(
         "\nTime of one call f(x, out=y). Under a library: how many times as long it takes; below 1.00 it is faster."
         "\nLimit: GB/s of the fastest plain copy of n numbers, timed in the same turns."
     )
-    print()
-    _print_table(layers[0], layers[1:])
-    print("\nrelu(x @ w.T + b). Limit: nothing but multiply-adds on all cores. packed, onednn: the weight was packed before.")
+    for table in layers.values():
+        print()
+        _print_table(table[0], table[1:])
+    print(
+        "\nrelu(x @ w.T + b), and dx, dw and db of it. Limit: nothing but multiply-adds on all cores."
+        "\npacked, onednn: the weight was packed before. mask: from the bits of y > 0."
+    )
     for library, reason in failures.items():
         print(f"{library} does not work here: {reason}")
 
 
-def _layer_rows(advance: Callable[[str], Any], failures: dict[str, str]) -> Iterator[Row]:
+def _suites() -> dict[str, tuple[Any, Any, list[str], int]]:
+    """For the layer and its backward pass: operands, makers of calls and their names, and products of m k n multiply-adds."""
+    return {
+        "linear_relu": (layer_peers.operands, layer_peers.LAYERS, layer_peers.installed(), 1),
+        "linear_relu_backward": (gradient_peers.operands, gradient_peers.GRADIENTS, gradient_peers.installed(), 2),
+    }
+
+
+def _layer_rows(
+    title: str,
+    operands: Any,
+    makers: Any,
+    names: list[str],
+    products: int,
+    advance: Callable[[str], Any],
+    failures: dict[str, str],
+) -> Iterator[Row]:
     """The fused layer: GFLOP/s, and the share of the limit of multiply-adds."""
     from fastrelu.fma import multiply_adds
 
-    libraries = layer_peers.installed()[1:]
-    yield ("linear_relu, float32", "m x k x n", "time", "GFLOP/s", "of limit", *libraries)
+    libraries = names[1:]
+    yield (f"{title}, float32", "m x k x n", "time", "GFLOP/s", "of limit", *libraries)
     limit, operations = multiply_adds()
     for m, k, n in LAYERS:
-        advance(f"linear_relu {m} x {k} x {n}")
-        operands = layer_peers.operands(m, k, n)
-        calls = {"fastrelu": layer_peers.LAYERS["fastrelu"](*operands)}
+        advance(f"{title} {m} x {k} x {n}")
+        given = operands(m, k, n)
+        calls = {"fastrelu": makers["fastrelu"](*given)}
         for name in libraries:
             if name not in failures:
                 try:
-                    calls[name] = layer_peers.LAYERS[name](*operands)
+                    calls[name] = makers[name](*given)
                     calls[name]()
                 except Exception as error:  # whatever another library raises, this command is not about it
-                    failures[name] = f"linear_relu: {error}"
+                    failures[name] = f"{title}: {error}"
                     calls.pop(name, None)
         timings = measure.compare({**calls, "limit": limit}, SECONDS, turns=2)
         seconds = timings["fastrelu"].minimum
-        speed = 2 * m * k * n / seconds
+        speed = 2 * products * m * k * n / seconds
         ratios = (f"{timings[name].minimum / seconds:.2f}" if name in timings else "-" for name in libraries)
         share = speed * timings["limit"].minimum / operations
-        yield ("linear_relu", f"{m} x {k} x {n}", duration(seconds), f"{speed / 1e9:.3g}", f"{share:.0%}", *ratios)
+        yield (title, f"{m} x {k} x {n}", duration(seconds), f"{speed / 1e9:.3g}", f"{share:.0%}", *ratios)
 
 
 def _times(case: peers.Case, size: int, libraries: list[str], failures: dict[str, str]) -> Row:
