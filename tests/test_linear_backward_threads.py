@@ -247,12 +247,12 @@ def fork_while_others_calculate():
     assert is_right()
     with callers(2):
         # The pool is busy, and scratch memory in use, in any state, when a child gets a copy of it.
-        assert all(ended_well(start_child(is_right)) for _ in range(20))
+        assert all(ended_well(start_child(is_right)) for _ in range(12))
     assert is_right()
 
 
 @needs_fork
-def test_twenty_children_while_other_threads_calculate() -> None:
+def test_twelve_children_while_other_threads_calculate() -> None:
     call(fork_while_others_calculate, env=FOUR, timeout=180)
 
 
@@ -366,7 +366,7 @@ def calls_on_a_small_stack(is_first):
     assert len(done) == len(given)
 
 
-@pytest.mark.parametrize(("is_first", "limit"), [(False, "1"), (False, "4"), (True, "4")])
+@pytest.mark.parametrize(("is_first", "limit"), [(False, "1"), (True, "4")])
 def test_large_products_on_a_small_stack(is_first: bool, limit: str) -> None:
     call(calls_on_a_small_stack, is_first, env={"FASTRELU_NUM_THREADS": limit})
 
@@ -413,7 +413,7 @@ def call_without_memory(room):
 # Numbers of bytes that are left: no scratch memory fits, or all that is needed.
 @needs_proc
 @needs_glibc
-@pytest.mark.parametrize(("limit", "room"), [("1", 0), ("1", 2**25), ("4", 2**17), ("4", 2**21)])
+@pytest.mark.parametrize(("limit", "room"), [("1", 0), ("1", 2**25), ("4", 2**17)])
 def test_no_memory_is_a_memory_error(limit: str, room: int) -> None:
     output = call(call_without_memory, room, env={"FASTRELU_NUM_THREADS": limit, **ONE_ARENA})
     # Where others have their scratch memory they may be so quick that nothing is left for the one that has none.

@@ -33,6 +33,8 @@ from fastrelu.operations import KC
 
 # Bytes of the sums of several blocks of the batch that wait to be added in their order.
 SLABS = 4 << 20
+# And how many wait at most: they stay in the caches.
+SLABS_PER_THREAD = 32
 
 # A job: the tasks of dx and dw, each with the number of its parts, and then
 DONE = 32  # the address of a byte for each part, set when it is done, lest it be done twice
@@ -133,7 +135,7 @@ def in_slabs(description, job, dx_task, dw_task, db, sizes, threads):
     add = read_word(description + GRADIENT + 8)
     row = (n * SIZE + 63) & -64
     slab, blocks = (k + 1) * row, ceil(m, KC)
-    held = smaller(blocks, larger(SLABS // slab, 2 * threads))
+    held = smaller(blocks, smaller(larger(SLABS // slab, 2 * threads), SLABS_PER_THREAD * threads))
     memory = malloc((held + 1) * slab + 64)
     if memory == 0:
         return 1
