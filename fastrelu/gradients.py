@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 
-from fastrelu.operations import GRADIENTS, backward
+from fastrelu.operations import FLOATS, GRADIENTS, INTEGERS, backward
 from fastrelu.packed import PackedWeight
 
 if TYPE_CHECKING:
@@ -158,6 +158,10 @@ def _backward(
             operands = {name: o if type(o) is ndarray else np.asanyarray(o) for name, o in operands.items()}
             is_mask = has_mask and operands["y"].dtype == np.uint8
             _check_shapes(base, operands, outputs, is_mask)
+            for name, gradient in (("x", "dw"), ("w", "dx")):
+                if name in operands and gradient not in wanted:
+                    # It takes part in the choice of the type all the same.
+                    operands["dy"] = _with_type_of(base, name, operands[name].dtype, operands["dy"])
             if "w" not in operands or operands["w"].ndim == 2:
                 if alpha and np.ndim(alpha[0]):
                     raise ValueError(f"{base}: alpha must be a single value, not of shape {np.shape(alpha[0])}")
@@ -165,7 +169,11 @@ def _backward(
             else:
                 # A subset has the batch axes of everything, also of what it does not need.
                 dy = operands["dy"]
-                batch = np.broadcast_shapes(*(operand.shape[:-2] for operand in operands.values()))
+                axes = {name: operand.shape[:-2] for name, operand in operands.items()}
+                try:
+                    batch = np.broadcast_shapes(*axes.values())
+                except ValueError:
+                    raise ValueError(f"{base}: the axes before the last two must broadcast, not {axes}") from None
                 operands["dy"] = np.broadcast_to(dy, batch + dy.shape[-2:])
                 results = _call(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
     except TypeError as error:
@@ -176,6 +184,13 @@ def _backward(
         _plain[key] = (_ufunc(base, is_mask, wanted, added), "dw" in wanted, "dx" in wanted, *which)
     by_name = dict(zip(wanted, results, strict=True))
     return by_name.get("dx"), by_name.get("dw"), by_name.get("db")
+
+
+def _with_type_of(base: str, name: str, dtype: np.dtype[Any], dy: np.ndarray) -> np.ndarray:
+    """Dy in the common type of both."""
+    if dtype.name not in FLOATS + INTEGERS:
+        raise TypeError(f"{base}: {name} must be an integer type, float16, bfloat16, float32 or float64, not {dtype.name}")
+    return dy if dtype == dy.dtype or dy.dtype.name not in FLOATS else dy.astype(np.promote_types(dtype, dy.dtype), copy=False)
 
 
 def _outputs(base: str, out: Any, wanted: tuple[str, ...], added: tuple[str, ...]) -> dict[str, Any]:
