@@ -6,50 +6,51 @@
 array([0., 2.])
 
 `fastrelu.nn` has layers that remember what their backward pass needs, `fastrelu.ufuncs` the bare ufuncs.
-Importing the package imports NumPy and nothing else; the first call of a function compiles it or loads it from the cache.
+Importing the package imports nothing else, not even NumPy; the first call of a function compiles it or loads it from the cache.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastrelu.activations import (
-    elu,
-    elu_backward,
-    leaky_relu,
-    leaky_relu_backward,
-    prelu,
-    prelu_backward,
-    relu,
-    relu_backward,
-    relu_derivative,
-    sigmoid,
-    sigmoid_backward,
-    softplus,
-    softplus_backward,
-    tanh,
-    tanh_backward,
-)
-from fastrelu.gradients import (
-    linear_backward,
-    linear_elu_backward,
-    linear_leaky_relu_backward,
-    linear_relu_backward,
-    linear_sigmoid_backward,
-    linear_softplus_backward,
-    linear_tanh_backward,
-)
-from fastrelu.layers import (
-    linear,
-    linear_elu,
-    linear_leaky_relu,
-    linear_prelu,
-    linear_relu,
-    linear_sigmoid,
-    linear_softplus,
-    linear_tanh,
-)
-from fastrelu.packed import PackedWeight, pack
-from fastrelu.threads import get_num_threads, num_threads, set_num_threads
+if TYPE_CHECKING:
+    from fastrelu.activations import (
+        elu,
+        elu_backward,
+        leaky_relu,
+        leaky_relu_backward,
+        prelu,
+        prelu_backward,
+        relu,
+        relu_backward,
+        relu_derivative,
+        sigmoid,
+        sigmoid_backward,
+        softplus,
+        softplus_backward,
+        tanh,
+        tanh_backward,
+    )
+    from fastrelu.gradients import (
+        linear_backward,
+        linear_elu_backward,
+        linear_leaky_relu_backward,
+        linear_relu_backward,
+        linear_sigmoid_backward,
+        linear_softplus_backward,
+        linear_tanh_backward,
+    )
+    from fastrelu.layers import (
+        linear,
+        linear_elu,
+        linear_leaky_relu,
+        linear_prelu,
+        linear_relu,
+        linear_sigmoid,
+        linear_softplus,
+        linear_tanh,
+    )
+    from fastrelu.packed import PackedWeight, pack
+    from fastrelu.threads import get_num_threads, num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
@@ -92,7 +93,23 @@ __all__ = [
 ]
 
 
+def _home(name: str) -> str:
+    """The module that a public function is in, and that is imported when it is first used."""
+    if name.startswith("linear"):
+        return "gradients" if name.endswith("_backward") else "layers"
+    if name in ("PackedWeight", "pack"):
+        return "packed"
+    return "threads" if name.endswith("threads") else "activations"
+
+
 def __getattr__(name: str) -> Any:
-    if name in ("nn", "ufuncs"):  # on first use, lest every import pay for them
+    if name in ("nn", "ufuncs"):
         return import_module(f"fastrelu.{name}")
-    raise AttributeError(f"module 'fastrelu' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'fastrelu' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"fastrelu.{_home(name)}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "nn", "ufuncs"})

@@ -20,8 +20,20 @@ print(*sorted(added - sys.stdlib_module_names))
 CALL = "import fastrelu, numpy; fastrelu.relu(numpy.ones(3, numpy.float32))"
 
 
-def test_import_loads_numpy_only():
-    assert run(ADDED.format(statements="import fastrelu")).split() == ["fastrelu", "numpy"]
+def test_import_loads_nothing_else():
+    assert run(ADDED.format(statements="import fastrelu")).split() == ["fastrelu"]
+
+
+def test_function_loads_numpy_only():
+    assert run(ADDED.format(statements="import fastrelu; fastrelu.relu, fastrelu.linear_relu")).split() == ["fastrelu", "numpy"]
+
+
+def test_all_names_are_there():
+    namespace: dict[str, object] = {}
+    exec("from fastrelu import *", namespace)
+    assert set(fastrelu.__all__) <= namespace.keys() & set(dir(fastrelu))
+    with pytest.raises(AttributeError, match="no attribute 'rely'"):
+        fastrelu.rely  # noqa: B018  # the access is the test
 
 
 def test_warm_call_loads_no_compiler():
