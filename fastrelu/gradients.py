@@ -73,7 +73,7 @@ def _plain_call(key: tuple[Any, ...], operands: dict[str, Any], alpha: tuple[Any
     needed: list[Any] = []
     for name, operand in operands.items():
         if (name == "x" and not takes_x) or (name == "w" and not takes_w):
-            if operand is not None:
+            if operand is not None and not _is_beside(operand, name, operands):
                 return None
         elif type(operand) is not ndarray or operand.ndim != 2:
             return None
@@ -107,6 +107,20 @@ def _plain_call(key: tuple[Any, ...], operands: dict[str, Any], alpha: tuple[Any
     for i, result in zip(wanted, results if type(results) is tuple else (results,), strict=True):
         gradients[i] = result
     return gradients[0], gradients[1], gradients[2]
+
+
+def _is_beside(operand: Any, name: str, operands: dict[str, Any]) -> bool:
+    """Whether x or w, which is not needed, changes nothing: of the type of dy and of a shape that fits."""
+    dy = operands["dy"]
+    if type(operand) is not ndarray or type(dy) is not ndarray or operand.ndim != 2 or operand.dtype is not dy.dtype:
+        return False
+    x, w = (operand, operands["w"]) if name == "x" else (operands["x"], operand)
+    return (
+        dy.ndim == 2
+        and (x is None or (type(x) is ndarray and x.shape[:1] == dy.shape[:1]))
+        and (w is None or (type(w) is ndarray and w.shape[1:] == dy.shape[1:]))
+        and (x is None or w is None or x.shape[1:] == w.shape[:1])
+    )
 
 
 def _names(base: str, what: str, given: Any) -> tuple[str, ...]:
