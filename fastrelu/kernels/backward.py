@@ -90,10 +90,12 @@ _gradients = types.ExternalFunction(BACKWARD, types.int32(types.intp, types.intp
 
 @register_jitable
 def _part(job, index):
-    dx_task, dx_parts, dw_task, _, done = words(job, 5)
+    dx_task, dx_parts, dw_task, dw_parts, done = words(job, 5)
     if read_byte(done + index):
         return
-    worked = calculate(dx_task, index) if index < dx_parts else calculate(dw_task, index - dx_parts)
+    # Parts of both kinds are spread evenly, so that every thread begins with about as much work.
+    before, with_it = index * dx_parts // (dx_parts + dw_parts), (index + 1) * dx_parts // (dx_parts + dw_parts)
+    worked = calculate(dx_task, before) if with_it > before else calculate(dw_task, index - before)
     if worked:
         write_byte(done + index, 1)
     else:
@@ -171,7 +173,7 @@ def _describe_dx(description, problem, dz, table, sizes):
     # Costs of an element of w or dz, or of dx, in ps on Zen 4, for each of the terms or columns that use it.
     packing = 0 if is_direct else 200 * 1024 // (m if packs else smaller(m, FORMED_ROWS))
     as_it_is = packing + 130 * 1024 // smaller(k, COPY_COLUMNS)
-    transposed = 280 * 1024 // smaller(k, MC) + 200 * 1024 // larger(n, 1)
+    transposed = 140 * 1024 // smaller(k, MC) + 80 * 1024 // larger(n, 1)
     if as_it_is >= transposed:
         write_words(problem + X, (w, w_row, w_step, dy, dy_step, dy_row))
         write_words(problem + Y, (out, step, row))
