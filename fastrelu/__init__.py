@@ -12,6 +12,8 @@ Importing the package imports nothing else, not even NumPy; the first call of a 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fastrelu.native.guard import lock
+
 if TYPE_CHECKING:
     from fastrelu.activations import (
         elu,
@@ -104,10 +106,12 @@ def _home(name: str) -> str:
 
 def __getattr__(name: str) -> Any:
     if name in ("nn", "ufuncs"):
-        return import_module(f"fastrelu.{name}")
+        with lock:
+            return import_module(f"fastrelu.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'fastrelu' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"fastrelu.{_home(name)}"), name)
+    with lock:  # a child that is forked amid an import would wait for its end for ever
+        value = globals()[name] = getattr(import_module(f"fastrelu.{_home(name)}"), name)
     return value
 
 

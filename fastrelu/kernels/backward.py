@@ -5,8 +5,9 @@
 
 Both products are those of `fastrelu.kernels.panels`, with dz as the operand that is formed panel by panel:
 
-    dw = x.T @ dz     columns of x are read where they lie; db is summed while panels of dz are formed
-    dx.T = w @ dz.T   so that here, too, the other operand need not be copied
+    dw = x.T @ dz     db is summed while panels of dz are formed
+    dx.T = w @ dz.T   dz is transposed on its way into panels
+    dx = dz @ w.T     where that costs less: dz takes the place of x
 """
 
 from numba import types
