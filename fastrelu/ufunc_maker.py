@@ -8,12 +8,13 @@ it, and tells NumPy, which remembers the answer. From then on a call goes straig
 
 import ctypes
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy._core import _multiarray_umath  # type: ignore[attr-defined]  # not in NumPy's stubs
+
+from fastrelu.native.guard import table_lock
 
 Choice = tuple[tuple[np.dtype[Any], ...], int]
 """The types of all operands of a loop, and its address."""
@@ -85,7 +86,6 @@ def make(
     nout: int,
     choose: Callable[[tuple[type | None, ...], tuple[type | None, ...]], Choice | None],
     failed: Callable[[BaseException], None],
-    lock: AbstractContextManager[Any],
     doc: str = "",
     signature: str | None = None,
 ) -> np.ufunc:
@@ -104,8 +104,6 @@ def make(
     failed : callable
         Takes what `choose` raised, since an exception cannot pass through NumPy here. NumPy reports a missing loop
         (TypeError) to its caller, who can then raise the other instead.
-    lock : context manager
-        Held while a loop is chosen and added, so that no two threads add the same.
     signature : str, optional
         Core dimensions, for a generalized ufunc.
 
@@ -119,8 +117,8 @@ def make(
         before = [operands[i] for i in range(nin + nout)]
         after = list(before)
         try:
-            with lock:
-                choice = choose(*(tuple(_object(types[i]) for i in range(nin + nout)) for types in (operands, given)))
+            choice = choose(*(tuple(_object(types[i]) for i in range(nin + nout)) for types in (operands, given)))
+            with table_lock:
                 if choice is not None and choice[0] not in loops:
                     _add_loop(ufunc, choice)
                     loops[choice[0]] = choice

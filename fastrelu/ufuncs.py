@@ -32,12 +32,13 @@ _failure = threading.local()
 def __getattr__(name: str) -> Any:
     if name not in OPERATIONS and name not in LAYERS and name not in backward_variants():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with lock:  # another thread may have been first, and there must be one ufunc only
+    with lock:
         if name not in globals():
             if name in OPERATIONS:
-                globals()[name] = _make(OPERATIONS[name])
+                made = _make(OPERATIONS[name])
             else:
-                globals()[name] = _make_layer(LAYERS[name]) if name in LAYERS else _make_backward(backward_variants()[name])
+                made = _make_layer(LAYERS[name]) if name in LAYERS else _make_backward(backward_variants()[name])
+            globals().setdefault(name, made)  # another thread may have been first, and there must be one ufunc only
         return globals()[name]
 
 
@@ -65,7 +66,7 @@ def _make(operation: Operation) -> np.ufunc:
         loop = operation.loop(name, target.vector_bytes())
         return tuple(_dtype(n) for n in loop.dtypes), loops.address_of(loop)
 
-    return make(operation.name, len(operation.inputs), 1, choose, _fail, lock)
+    return make(operation.name, len(operation.inputs), 1, choose, _fail)
 
 
 def _make_layer(layer: Layer) -> np.ufunc:
@@ -78,7 +79,7 @@ def _make_layer(layer: Layer) -> np.ufunc:
         masks = (np.dtype(np.uint8),) * layer.mask
         return tuple(_dtype(n) for n in loop.dtypes) + masks, loops.address_of_fused(loop)
 
-    return make(layer.name, len(layer.inputs), 1 + layer.mask, choose, _fail, lock, signature=layer.signature)
+    return make(layer.name, len(layer.inputs), 1 + layer.mask, choose, _fail, signature=layer.signature)
 
 
 def _make_backward(layer: Backward) -> np.ufunc:
@@ -93,7 +94,7 @@ def _make_backward(layer: Backward) -> np.ufunc:
         loop = layer.loop(name, target.vector_bytes())
         return tuple(_dtype(n) for n in loop.dtypes), loops.address_of_gradient(loop)
 
-    return make(layer.name, layer.nin, len(layer.wanted), choose, _fail, lock, signature=layer.signature)
+    return make(layer.name, layer.nin, len(layer.wanted), choose, _fail, signature=layer.signature)
 
 
 def _packed_element(layer: Layer, classes: Any) -> str:

@@ -1,4 +1,8 @@
-"""One lock around everything that must not be cut in half: by another thread, by a fork, by a signal."""
+"""Locks around everything that must not be cut in half: by another thread, by a fork, by a signal.
+
+They are taken in one order only: `lock`, then Numba's own lock around compilation, then `table_lock`. A thread that forks takes
+all three, so that no child inherits half of anything, or Python's lock of a module that a lost thread was importing.
+"""
 
 import os
 import sys
@@ -7,11 +11,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 R = TypeVar("R")
-
-lock = threading.RLock()
-"""Held while modules are imported late, and while anything is compiled or linked. A thread that forks takes it first, so that
-no child inherits half of any of these, or Python's lock of a module that a lost thread was importing."""
-
 
 _STACK = 16 << 20
 """Bytes of stack of a thread that compiles."""
@@ -22,17 +21,57 @@ def _numba_lock() -> Any:
     return getattr(sys.modules.get("numba.core.compiler_lock"), "global_compiler_lock", None)
 
 
+def _has_numba_lock() -> bool:
+    """Whether this thread is amid a compilation by Numba, which may meet a function of this package."""
+    numba_lock = _numba_lock()
+    return numba_lock is not None and bool(numba_lock.is_locked())
+
+
+class _Lock:
+    """A reentrant lock that a thread which has Numba's lock passes by: waiting for it would be the wrong order.
+
+    No fork cuts such a thread in half either, since the thread that forks waits for Numba's lock.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._thread = threading.local()
+
+    def __enter__(self) -> None:
+        taken = not _has_numba_lock()
+        if taken:
+            self._lock.acquire()
+        self._stack().append(taken)
+
+    def __exit__(self, *_: object) -> None:
+        if self._stack().pop():
+            self._lock.release()
+
+    def _stack(self) -> list[bool]:
+        """What this thread did each time that it entered."""
+        stack: list[bool] = self._thread.__dict__.setdefault("stack", [])
+        return stack
+
+
+lock = _Lock()
+"""Held while modules are imported late, and while anything is compiled or linked."""
+
+table_lock = threading.RLock()
+"""Held for moments, while an entry is added to a table, by a thread that waits for nothing."""
+
+
 def _before_fork() -> None:
-    lock.acquire()
+    lock.__enter__()
     if (numba_lock := _numba_lock()) is not None:
         numba_lock.acquire()
+    table_lock.acquire()
 
 
 def _after_fork() -> None:
-    numba_lock = _numba_lock()
-    if numba_lock is not None and numba_lock.is_locked():
-        numba_lock.release()
-    lock.release()
+    table_lock.release()
+    if _has_numba_lock():
+        _numba_lock().release()
+    lock.__exit__()
 
 
 if hasattr(os, "register_at_fork"):
@@ -43,8 +82,10 @@ def uninterrupted(function: Callable[[], R]) -> R:
     """Call `function` in a thread of its own and wait for its end; what interrupts the wait is raised then.
 
     Ctrl-C, or any signal handler that raises, would else cut an import of Numba in half, and leave modules behind with which
-    the next import fails.
+    the next import fails. A thread that has Numba's lock calls `function` itself: another would wait for that lock.
     """
+    if _has_numba_lock():
+        return function()
     results: list[R] = []
     errors: list[BaseException] = []
 

@@ -11,7 +11,7 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from fastrelu.native import store, target
-from fastrelu.native.guard import lock, uninterrupted
+from fastrelu.native.guard import lock, table_lock, uninterrupted
 
 # C functions that the pool calls, and those that LLVM itself may call for an operation that the processor lacks.
 _C_FUNCTIONS = frozenset(
@@ -65,8 +65,10 @@ def link(name: str, source: Callable[[], tuple[Callable[..., Any], Any]]) -> int
     with lock:
         if name not in _symbols:
             code = store.read(name) or uninterrupted(lambda: _compile(name, source))
-            engine = _engine()
-            engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-            engine.finalize_object()
-            provide(name, engine.get_function_address(name))
+            with table_lock:
+                if name not in _symbols:  # a thread that passed the lock by may have been first
+                    engine = _engine()
+                    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+                    engine.finalize_object()
+                    provide(name, engine.get_function_address(name))
         return _symbols[name]
