@@ -323,7 +323,7 @@ class Backward:
         return self.base + "_mask" * self.mask + wanted + "_to" * bool(self.added) + "".join(f"_{g}" for g in self.added)
 
     @cached_property
-    def _operands(self) -> dict[str, str]:
+    def operands(self) -> dict[str, str]:
         """Core dimensions of the inputs."""
         cores = {"dx": "(m,k)", "dw": "(k,n)", "db": "(n)"}
         operands = {"dy": "(m,n)"}
@@ -340,7 +340,7 @@ class Backward:
     @cached_property
     def inputs(self) -> tuple[str, ...]:
         """Names of the operands that have the type of the data or, as alpha, a related one: all but the mask."""
-        return tuple(name for name in self._operands if name != "mask")
+        return tuple(name for name in self.operands if name != "mask")
 
     @cached_property
     def parameter(self) -> int:
@@ -350,18 +350,18 @@ class Backward:
     @property
     def nin(self) -> int:
         """Number of operands."""
-        return len(self._operands)
+        return len(self.operands)
 
     @cached_property
     def signature(self) -> str:
         """The core dimensions."""
         cores = {"dx": "(m,k)", "dw": "(k,n)", "db": "(n)"}
-        return ",".join(self._operands.values()) + "->" + ",".join(cores[gradient] for gradient in self.wanted)
+        return ",".join(self.operands.values()) + "->" + ",".join(cores[gradient] for gradient in self.wanted)
 
     def loop(self, dtype: str, vector_bytes: int) -> Gradient:
         """The loop for data of `dtype`; alpha is float32 beside halves."""
         special = {"mask": "uint8", "alpha": "float32" if dtype in HALVES else dtype}
-        dtypes = tuple(special.get(name, dtype) for name in self._operands) + (dtype,) * len(self.wanted)
+        dtypes = tuple(special.get(name, dtype) for name in self.operands) + (dtype,) * len(self.wanted)
         return Gradient(self.formula, dtype, dtypes, bool(self.alpha), self.mask, self.wanted, self.added, vector_bytes)
 
 

@@ -411,6 +411,18 @@ def call_address(typing_context, function, first, second):
     return types.void(types.intp, types.intp, types.intp), codegen
 
 
+@intrinsic
+def call_function(typing_context, function, arguments):
+    """Call the C function at the address `function` with a tuple of words; it returns an int32."""
+
+    def codegen(context, builder, sig, args):
+        values = [context.cast(builder, builder.extract_value(args[1], i), t, types.intp) for i, t in enumerate(arguments)]
+        kind = ir.FunctionType(ir.IntType(32), [WORD] * len(values))
+        return builder.call(builder.inttoptr(args[0], kind.as_pointer()), values)
+
+    return types.int32(types.intp, arguments), codegen
+
+
 # Of x86's MXCSR register: all exceptions masked, no flag set, ties to even, subnormal numbers kept.
 DEFAULT_FLOAT_STATUS = 0x1F80
 FLOAT_FLAGS = 0x3F

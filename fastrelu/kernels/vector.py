@@ -1,8 +1,8 @@
 """SIMD vectors as Numba values: a type, its operators, and the few primitives that formulas are written with.
 
 A vector holds ``lanes`` elements of one element type and lowers to a generic LLVM vector, which LLVM turns into AVX-512,
-AVX2, SSE or NEON. One lane is a vector too, so that a formula serves scalars and vectors alike. Scalars in an expression
-(``1.0 + x``) are spread over the lanes and rounded to the element type; nothing is ever widened silently.
+AVX2, SSE or NEON. One lane lowers to a plain number, so that a formula serves scalars and vectors alike. Scalars in an
+expression (``1.0 + x``) are spread over the lanes and rounded to the element type; nothing is ever widened silently.
 
 float16 and bfloat16 lanes are kept as their 16 bits: they can be compared and selected as they are, and kernels that
 calculate convert them to float32 when loading and back when storing.
@@ -82,12 +82,15 @@ class Vector(types.Type):
         super().__init__(f"Vector({element}, {lanes})")  # Numba tells types apart by their names
 
     @property
-    def llvm(self) -> ir.VectorType:
-        return ir.VectorType(self.element.llvm, self.lanes)
+    def llvm(self) -> ir.Type:
+        return self._lanes_of(self.element.llvm)
 
     @property
-    def integers(self) -> ir.VectorType:
-        return ir.VectorType(self.element.integer, self.lanes)
+    def integers(self) -> ir.Type:
+        return self._lanes_of(self.element.integer)
+
+    def _lanes_of(self, kind: ir.Type) -> ir.Type:
+        return kind if self.lanes == 1 else ir.VectorType(kind, self.lanes)
 
     @property
     def mask(self) -> "Vector":
@@ -95,11 +98,14 @@ class Vector(types.Type):
 
     def constant(self, value):
         """`value` in every lane."""
-        return ir.Constant(self.llvm, [value] * self.lanes)
+        return self._constant(self.llvm, value)
 
     def bits(self, value: int):
         """The integer `value` in every lane."""
-        return ir.Constant(self.integers, [value] * self.lanes)
+        return self._constant(self.integers, value)
+
+    def _constant(self, kind: ir.Type, value):
+        return ir.Constant(kind, value if self.lanes == 1 else [value] * self.lanes)
 
     def can_convert_from(self, typing_context, other):
         return Conversion.safe if isinstance(other, types.Number) else None
@@ -113,6 +119,8 @@ class _VectorModel(models.PrimitiveModel):
 
 def splat(builder, value, lanes: int):
     """Spread one LLVM value over all lanes."""
+    if lanes == 1:
+        return value
     kind = ir.VectorType(value.type, lanes)
     first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.IntType(32)(0))
     return builder.shuffle_vector(
@@ -191,8 +199,9 @@ def call_intrinsic(builder, name: str, result, args):
 
 
 def suffix(vector: Vector) -> str:
-    """What LLVM appends to the name of an intrinsic on `vector`: ``v16f32``."""
-    return f"v{vector.lanes}{'f' if vector.element.llvm != vector.element.integer else 'i'}{vector.element.bits}"
+    """What LLVM appends to the name of an intrinsic on `vector`: ``v16f32``, or ``f32`` for one lane."""
+    lanes = "" if vector.lanes == 1 else f"v{vector.lanes}"
+    return f"{lanes}{'f' if vector.element.llvm != vector.element.integer else 'i'}{vector.element.bits}"
 
 
 def _unary(result, lower):
@@ -217,7 +226,7 @@ def _as_integers(builder, vector: Vector, value):
 
 def _lower_is_minus(builder, x, value):
     if x.element.kind == "u":
-        return ir.Constant(x.mask.llvm, [False] * x.lanes)
+        return x.mask.constant(False)
     if x.element.kind == "i":
         return builder.icmp_signed("<", value, x.constant(0))
     # As signed integers the negative numbers, -0.0 and -inf included, are all at most the bits of -inf: above it stand

@@ -7,7 +7,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from fastrelu.native import errors, linker, matrix, pool, target
+from fastrelu.native import entries, errors, linker, matrix, pool, target
 from fastrelu.native.guard import lock
 from fastrelu.operations import Fused, Gradient, Loop
 from fastrelu.threads import default_num_threads
@@ -179,3 +179,26 @@ def address_of_gradient(spec: Gradient) -> int:
         name = matrix.form_name(spec.formula, sums, spec.mask, vector_bytes)
         _part(name, "gradient", "build", spec.formula, sums, spec.mask, vector_bytes, tiling.widths[-1])
         return linker.link(spec.name, source)
+
+
+def _plan() -> Source:
+    from numba import types
+
+    from fastrelu.kernels.caller import plan
+
+    return plan, types.int32(types.intp, types.intp)
+
+
+def _run() -> Source:
+    from numba import types
+
+    from fastrelu.kernels.caller import run
+
+    return run, types.int32(types.intp, types.intp)
+
+
+def array_calls() -> tuple[int, int]:
+    """The addresses of what compiled code calls to check shapes, and to run a loop on arrays."""
+    with lock:
+        _runtime()
+        return linker.link(entries.PLAN, _plan), linker.link(entries.RUN, _run)

@@ -1,0 +1,191 @@
+"""How the machine code of a user's function reaches the kernels: primitives that become part of it.
+
+``table``     the address of the table of an operation, asked for at the first call
+``describe``  the arrays of a call, written to a block on the stack
+``plan``      checks them, and writes the shapes of the results
+``lengths``   reads one of these
+``run``       calculates
+
+The layout of tables and blocks is that of `fastrelu.native.entries`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from fastrelu.kernels.memory import WORD, pointer
+from fastrelu.native.entries import (
+    ARRAY_BYTES,
+    ARRAYS,
+    LENGTHS,
+    PLAN_ADDRESS,
+    RUN_ADDRESS,
+    STEPS,
+)
+
+_BYTE = ir.IntType(8)
+_TEXT = _BYTE.as_pointer()
+_INT = ir.IntType(32)
+
+
+def _python(builder, name: str, result: ir.Type, *arguments: ir.Type, variadic: bool = False):
+    """A function of Python's C interface, which every process that runs Numba has."""
+    kind = ir.FunctionType(result, arguments, var_arg=variadic)
+    return cgutils.get_or_insert_function(builder.module, kind, name)
+
+
+def _ask(context, builder, key: str):
+    """Call ``fastrelu.native.entries.address(key)``; 0, with the reason printed, if it fails."""
+    text = [context.insert_const_string(builder.module, t) for t in ("fastrelu.native.entries", "address", "s", key)]
+    state = builder.call(_python(builder, "PyGILState_Ensure", _INT), [])
+    answer = cgutils.alloca_once_value(builder, WORD(0))
+    release = _python(builder, "Py_DecRef", ir.VoidType(), _TEXT)
+    module = builder.call(_python(builder, "PyImport_ImportModule", _TEXT, _TEXT), text[:1])
+    with builder.if_then(cgutils.is_not_null(builder, module)):
+        method = _python(builder, "PyObject_CallMethod", _TEXT, _TEXT, _TEXT, _TEXT, variadic=True)
+        number = builder.call(method, [module, *text[1:]])
+        with builder.if_then(cgutils.is_not_null(builder, number)):
+            builder.store(builder.call(_python(builder, "PyLong_AsSsize_t", WORD, _TEXT), [number]), answer)
+            builder.call(release, [number])
+        builder.call(release, [module])
+    failed = builder.icmp_signed("==", builder.load(answer), WORD(0))
+    with builder.if_then(failed):
+        builder.call(_python(builder, "PyErr_WriteUnraisable", ir.VoidType(), _TEXT), [ir.Constant(_TEXT, None)])
+    builder.call(_python(builder, "PyGILState_Release", ir.VoidType(), _INT), [state])
+    return builder.load(answer)
+
+
+def table(key: str) -> Callable[..., Any]:
+    """A primitive that returns the address of the table for `key`, or 0 with the reason printed."""
+
+    @intrinsic
+    def find(typing_context):
+        def codegen(context, builder, sig, args):
+            known = cgutils.add_global_variable(builder.module, WORD, builder.module.get_unique_name("fastrelu.table"))
+            known.linkage, known.initializer = "internal", WORD(0)
+            found = cgutils.alloca_once_value(builder, builder.load_atomic(known, "acquire", 8))
+            is_first = builder.icmp_signed("==", builder.load(found), WORD(0))
+            with builder.if_then(is_first, likely=False):
+                # Two threads may both ask; they are told the same.
+                asked = _ask(context, builder, key)
+                builder.store(asked, found)
+                builder.store_atomic(asked, known, "release", 8)
+            return builder.load(found)
+
+        return types.intp(), codegen
+
+    return find
+
+
+def _write(builder, address, offset: int, value):
+    builder.store(value, pointer(builder, builder.add(address, WORD(offset))), align=8)
+
+
+def _describe_array(context, builder, kind, value, place):
+    array = context.make_array(kind)(context, builder, value)
+    _write(builder, place, 0, builder.ptrtoint(array.data, WORD))
+    _write(builder, place, 8, WORD(kind.ndim))
+    for offset, member in ((LENGTHS, array.shape), (STEPS, array.strides)):
+        for axis, word in enumerate(cgutils.unpack_tuple(builder, member, kind.ndim)):
+            _write(builder, place, offset + 8 * axis, word)
+
+
+def describe(numbers: list[Any], rows: frozenset[int], count: int) -> Callable[..., Any]:
+    """A primitive (arrays and numbers, outputs) that describes them in a new block, and returns its address.
+
+    Parameters
+    ----------
+    numbers : list of (numba type or None)
+        As what each operand that is a number is kept.
+    rows : frozenset of int
+        Operands that stand for as many values as the core dimension is long, if they are numbers.
+    count : int
+        How many operands and outputs there are.
+    """
+
+    @intrinsic
+    def write_block(typing_context, operands, outputs):
+        def codegen(context, builder, sig, args):
+            with builder.goto_entry_block():
+                block = builder.alloca(ir.ArrayType(WORD, (ARRAYS + count * ARRAY_BYTES) // 8))
+                block.align = 64
+            address = builder.ptrtoint(block, WORD)
+            given = [(kind, args[0], i) for i, kind in enumerate(operands)]
+            given += [(kind, args[1], i) for i, kind in enumerate(outputs)]
+            for number, (kind, values, i) in enumerate(given):
+                place = builder.add(address, WORD(ARRAYS + number * ARRAY_BYTES))
+                value = builder.extract_value(values, i)
+                if isinstance(kind, types.Array):
+                    _describe_array(context, builder, kind, value, place)
+                elif isinstance(kind, types.NoneType):
+                    _write(builder, place, 8, WORD(-1))
+                else:
+                    kept = context.cast(builder, value, kind, numbers[number])
+                    slot = cgutils.alloca_once_value(builder, kept)
+                    _write(builder, place, 0, builder.ptrtoint(slot, WORD))
+                    _write(builder, place, 8, WORD(1 if number in rows else 0))
+                    if number in rows:
+                        _write(builder, place, LENGTHS, WORD(-1))
+                        _write(builder, place, STEPS, WORD(0))
+            return address
+
+        return types.intp(operands, outputs), codegen
+
+    return write_block
+
+
+@intrinsic
+def plan(typing_context, table, block):
+    """Whether the shapes do not fit, as 0 or 1; writes those of the results."""
+    return types.int32(types.intp, types.intp), _calls(PLAN_ADDRESS)
+
+
+def _calls(offset: int):
+    def codegen(context, builder, sig, args):
+        function = builder.load(pointer(builder, builder.add(args[0], WORD(offset))), align=8)
+        kind = ir.FunctionType(_INT, [WORD, WORD])
+        return builder.call(builder.inttoptr(function, kind.as_pointer()), args[:2])
+
+    return codegen
+
+
+def lengths(number: int, axes: int) -> Callable[..., Any]:
+    """A primitive (block) that returns the shape of operand `number`."""
+
+    @intrinsic
+    def read(typing_context, block):
+        def codegen(context, builder, sig, args):
+            first = ARRAYS + number * ARRAY_BYTES + LENGTHS
+            places = [pointer(builder, builder.add(args[0], WORD(first + 8 * axis))) for axis in range(axes)]
+            return context.make_tuple(builder, sig.return_type, [builder.load(place, align=8) for place in places])
+
+        return types.UniTuple(types.intp, axes)(types.intp), codegen
+
+    return read
+
+
+def run(first: int) -> Callable[..., Any]:
+    """A primitive (table, block, operands, outputs) that calculates the outputs, whose numbers begin with `first`; 0, or 1
+    if there is no memory. It takes the operands only so that they live until then.
+    """
+
+    @intrinsic
+    def calculate(typing_context, table, block, operands, outputs):
+        def codegen(context, builder, sig, args):
+            for i, kind in enumerate(outputs):
+                place = builder.add(args[1], WORD(ARRAYS + (first + i) * ARRAY_BYTES))
+                _describe_array(context, builder, kind, builder.extract_value(args[3], i), place)
+            failed = _calls(RUN_ADDRESS)(context, builder, sig, args)
+            with builder.if_then(cgutils.is_not_null(builder, failed), likely=False):
+                # The kernel has set an exception; the caller raises its own, which compiled code can catch.
+                state = builder.call(_python(builder, "PyGILState_Ensure", _INT), [])
+                builder.call(_python(builder, "PyErr_Clear", ir.VoidType()), [])
+                builder.call(_python(builder, "PyGILState_Release", ir.VoidType(), _INT), [state])
+            return failed
+
+        return types.int32(types.intp, types.intp, operands, outputs), codegen
+
+    return calculate
