@@ -47,7 +47,7 @@ STRIDE = 4
 _product = types.ExternalFunction(PRODUCT, types.int32(types.intp, types.intp, types.intp, types.intp))
 
 
-def _activation(formula: str):
+def activation_of(formula: str):
     """The formula as a function (x, alpha)."""
     if not formula:
         return register_jitable(lambda x, alpha: x)
@@ -120,7 +120,7 @@ def tiles(formula: str, dtype: str, vector_bytes: int):
     """The function (table, unused) that writes the addresses of the micro-kernels with that activation into a table, in
     the order of `Tiling.shapes`.
     """
-    activation = _activation(formula)
+    activation = activation_of(formula)
     kernels = [micro_kernel(activation, ELEMENTS[dtype], *shape) for shape in Tiling(dtype, vector_bytes).shapes]
     table = constant_words(kernels)
     COUNT = len(kernels)
@@ -139,7 +139,7 @@ def finish(formula: str, sums: str, dtype: str, mask: bool, vector_bytes: int):
     The task is ten words: the sums and the step between their rows; the results and theirs; rows and columns; alpha; the mask
     and the steps between its rows and its bytes. Rows are contiguous, and the results may stand where the sums stand.
     """
-    activation, element, output = _activation(formula), ELEMENTS[sums], ELEMENTS[dtype]
+    activation, element, output = activation_of(formula), ELEMENTS[sums], ELEMENTS[dtype]
     rounded = narrow(output)
     LANES = max(8, vector_bytes // size_of(element))
     SIZE, OUT = size_of(element), size_of(output)

@@ -15,6 +15,7 @@ from fastrelu.kernels.memory import (
     call_address,
     callback_address,
     ceil,
+    copy_element,
     enter_default_float_status,
     larger,
     leave_float_status,
@@ -27,12 +28,14 @@ from fastrelu.kernels.memory import (
 )
 from fastrelu.kernels.panels import COPY_GROUP, MC, copy_out, rows_of_part
 from fastrelu.kernels.pool import in_parallel, pool_address, serial_for
-from fastrelu.kernels.problem import BIAS, DZ, OPTIONS, PROBLEM, SIZES, THIN, TILING, TYPE, X, Y
+from fastrelu.kernels.problem import BIAS, DZ, OPTIONS, PROBLEM, SIZES, SMALL, THIN, TILING, TYPE, X, Y
 from fastrelu.kernels.scratch import free, malloc
+from fastrelu.kernels.small import MAX_COLUMNS, MAX_WORK
 from fastrelu.kernels.thin import MAX_ROWS
 from fastrelu.native.errors import NO_MEMORY, WRONG_MASK
 from fastrelu.native.matrix import PART
 from fastrelu.native.pool import LIMIT
+from fastrelu.operations import KC
 
 # Multiply-adds below which a product stays on one thread, and those that are worth a part. An element of w costs as much as 8
 # even if there is a single row.
@@ -43,6 +46,8 @@ PARTS_PER_THREAD = 8
 PARTS_OF_FEW_ROWS = 1  # long strips
 # Rows that a part keeps for packing to be worth while, and fewer if threads would have no work.
 GOOD_ROWS, LEAST_ROWS = 256, 24
+
+_ALPHAS = 8 * MAX_COLUMNS
 
 calculate = types.ExternalFunction(PART, types.int32(types.intp, types.intp))
 """`fastrelu.kernels.panels.part`."""
@@ -105,6 +110,14 @@ def _multiply(problem):
     return read_word(task + 32)
 
 
+@register_jitable
+def _spread(alpha, step, n, size, place):
+    """Write a dense row of alphas to `place`, and return it."""
+    for j in range(n):
+        copy_element(place + j * size, alpha + j * step, size)
+    return place
+
+
 def product(description, pointers, dimensions, steps):
     """The loop of a generalized ufunc ``(k),(k,n),(n),alpha->(n),(q)``: y = f(x @ w + b), and the bit mask of y > 0.
 
@@ -164,16 +177,24 @@ def product(description, pointers, dimensions, steps):
         # With a few columns y is calculated as its transpose, which has a few rows: the same sums of the same products.
         x, w, x_row, w_n, m, n = w, x, w_n, x_row, n, m
         bias_row, bias_step, y_row, y_step = bias_step, bias_row, y_step, y_row
+    small = read_word(description + SMALL)
+    is_small = small != 0 and m * n * k <= MAX_WORK and k <= KC and n <= MAX_COLUMNS and w_n == size and y_step == size
+    is_small = is_small and k > 0 and (bias == 0 or bias_step == size)
     status = enter_default_float_status()
-    problem = stack(PROBLEM)
+    problem, alphas = stack(PROBLEM), stack(_ALPHAS)
     write_words(problem + DZ, (0, 0, 0, 0, 0, 0, packed))
     failed = 0
     while slices > 0:
-        write_words(problem + X, (x, x_row, x_step, w, w_k, w_n))
-        write_words(problem + BIAS, (bias, bias_row, bias_step, alpha, alpha_step))
-        write_words(problem + Y, (y, y_row, y_step, mask, mask_row, mask_step))
-        write_words(problem + SIZES, (m, k, n, description))
-        failed |= _multiply(problem)
+        if is_small:
+            row = w if alpha == 0 else _spread(alpha, alpha_step, n, size, alphas)
+            write_words(problem, (x, x_row, x_step, w, w_k, k, n, bias, bias_row, row, y, y_row))
+            call_address(small, problem, m)
+        else:
+            write_words(problem + X, (x, x_row, x_step, w, w_k, w_n))
+            write_words(problem + BIAS, (bias, bias_row, bias_step, alpha, alpha_step))
+            write_words(problem + Y, (y, y_row, y_step, mask, mask_row, mask_step))
+            write_words(problem + SIZES, (m, k, n, description))
+            failed |= _multiply(problem)
         x += x_row
         w += w_outer
         bias += bias_row

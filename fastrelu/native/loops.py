@@ -140,6 +140,8 @@ def address_of_fused(spec: Fused) -> int:
         _link_tiles(first, sums, vector_bytes)
         if sums == dtype:
             _part(matrix.thin_name(dtype, vector_bytes), "thin", "build", dtype, vector_bytes)
+        if matrix.has_small(spec):
+            _part(matrix.small_name(spec.formula, dtype, vector_bytes), "small", "build", spec.formula, dtype, vector_bytes)
         if last is not None:
             name = matrix.finish_name(last, dtype, spec.mask, vector_bytes)
             _part(name, "linear", "finish", last, sums, dtype, spec.mask, vector_bytes)

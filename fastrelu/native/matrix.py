@@ -36,6 +36,11 @@ def thin_name(dtype: str, vector_bytes: int) -> str:
     return f"fastrelu_thin_{dtype}_{vector_bytes}"
 
 
+def small_name(formula: str, dtype: str, vector_bytes: int) -> str:
+    """What the product of small matrices is called."""
+    return f"fastrelu_small_{formula}_{dtype}_{vector_bytes}"
+
+
 def deliver_name(dtype: str, vector_bytes: int) -> str:
     """What brings sums to where they belong."""
     return f"fastrelu_deliver_{dtype}_{vector_bytes}"
@@ -129,6 +134,11 @@ def split_formula(spec: Fused) -> tuple[str, str | None]:
     return "", spec.formula
 
 
+def has_small(spec: Fused) -> bool:
+    """Whether there is a way of its own for small products."""
+    return not (spec.packed or spec.mask or spec.dtypes[0] in HALVES)
+
+
 def describe(spec: Fused) -> list[int | str]:
     """What `fastrelu.kernels.matrix` has to know of an operation: numbers, and names of external symbols."""
     tiling = Tiling(spec.dtypes[0], spec.vector_bytes)
@@ -143,7 +153,7 @@ def describe(spec: Fused) -> list[int | str]:
         tiles_name(first, tiling.sum_dtype, spec.vector_bytes) + "_table",
         0 if last is None else finish_name(last, tiling.dtype, spec.mask, spec.vector_bytes),
         *(int(spec.packed), int(spec.has_bias), int(spec.has_alpha), int(spec.alpha_is_row), int(spec.mask)),
-        0,
+        small_name(spec.formula, tiling.dtype, spec.vector_bytes) if has_small(spec) else 0,
     ]
 
 
