@@ -65,7 +65,7 @@ def explain(
     if not isinstance(reason, TypeError | ValueError | OverflowError):
         return reason
     return (
-        _operand_fault(base, reason, operands, keywords)
+        operand_fault(base, operands, keywords)
         or _other_fault(base, reason, operands, outputs, keywords)
         or _renamed(base, reason)
     )
@@ -144,7 +144,7 @@ def _refused(base: str, message: str, given: Operands) -> TypeError | None:
         for name, value in given.items():
             if getattr(type(value), "__array_ufunc__", ...) is None:
                 return TypeError(f"{base}: {name} must be an array; {_kind(value)} does not support ufuncs")
-    if "returned NotImplemented" in message:
+    if "returned NotImplemented" in message or message.startswith(f"{base}: "):
         for name, value in given.items():
             fault = device_fault(base, name, value)
             if fault is not None:
@@ -152,9 +152,8 @@ def _refused(base: str, message: str, given: Operands) -> TypeError | None:
     return None
 
 
-def _operand_fault(base: str, reason: Exception, operands: Operands, keywords: Mapping[str, Any]) -> BaseException | None:
+def operand_fault(base: str, operands: Operands, keywords: Mapping[str, Any]) -> BaseException | None:
     """What cannot be an operand, whatever the others are."""
-    message = str(reason)
     for name, value in operands.items():
         try:
             dtype = np.asarray(value).dtype
@@ -162,11 +161,9 @@ def _operand_fault(base: str, reason: Exception, operands: Operands, keywords: M
             why = "its rows differ in length" if "inhomogeneous" in str(error) else str(error).partition("\n")[0]
             text = f"{base}: {name} must be an array or become one, not {_kind(value)}: {why}"
             return TypeError(text) if isinstance(error, TypeError) else ValueError(text)
-        if isinstance(reason, TypeError):
-            if message.startswith(f"{base}: {name} must be ") and not isinstance(value, ndarray):
-                # The type of the array that it became does not tell what it was.
-                return reason if message.endswith(f" {_kind(value)}") else TypeError(f"{message} ({_kind(value)})")
-        elif dtype.name not in FLOATS + INTEGERS and type(value) is not int and not {"dtype", "signature"} & {*keywords}:
+        # An int of any size takes the type of the others, and with a prescribed type the rules of casting decide.
+        is_open = type(value) is int or not {"dtype", "signature"}.isdisjoint(keywords)
+        if not is_open and dtype.name not in FLOATS + INTEGERS:
             came = np.dtype(dtype.type).name
             if not isinstance(value, ndarray) and came != _kind(value):
                 came += f" ({_kind(value)})"

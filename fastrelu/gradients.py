@@ -253,7 +253,7 @@ def _outputs(base: str, out: Any, wanted: tuple[str, ...], added: tuple[str, ...
     for name, array in outputs.items():
         if name not in wanted:
             raise ValueError(f"{base}: out has an array for {name}, which wanted does not name")
-        if not hasattr(array, "shape"):
+        if not hasattr(array, "shape") or isinstance(array, np.generic):
             raise TypeError(f"{base}: out for {name} must be an array or None, not {type(array).__name__}")
         fault = faults.read_only_fault(base, f"out for {name}", array)
         if fault is not None:
@@ -288,7 +288,8 @@ def _check_shapes(base: str, operands: dict[str, Any], outputs: dict[str, Any], 
         if len(shape) < 1 or shape[-1] != length or (flat and shape[:-1] != batch):
             allowed = f"({', '.join(map(str, batch))}{', ' if batch else ''}{'k' if length is None else length})"
             kind = "as bits of y > 0, which dtype uint8 means, must" if name == "y" and is_mask else "must"
-            raise ValueError(f"{base}: {name} {kind} have shape {allowed} for dy of shape {dy}, not {shape}")
+            beside = f"dy of shape {dy}" if name == "y" or w is None else f"dy of shape {dy} and w of shape {w}"
+            raise ValueError(f"{base}: {name} {kind} have shape {allowed} for {beside}, not {shape}")
     if not flat:
         if len(dy) < 2:
             raise ValueError(f"{base}: dy must have shape (..., m, {n}) for w of shape {w}, not {dy}")

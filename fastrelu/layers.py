@@ -114,6 +114,10 @@ def layer(declaration: Callable[P, R]) -> Callable[P, R]:
             options += packed
         if mask is not None:
             options += "_mask"
+            dtype = kwargs.get("dtype")
+            if dtype is not None:  # NumPy would prescribe it for the mask as well
+                kwargs = {name: value for name, value in kwargs.items() if name != "dtype"}
+                kwargs["signature"] = (None,) * (len(operands) - (b is None)) + (dtype, np.uint8)
         if out is not None:
             kwargs = {**kwargs, "out": out}
         arguments = (x, w, *alpha) if b is None else (x, w, b, *alpha)
@@ -200,7 +204,7 @@ def _checked_mask(base: str, mask: Any, w: Any) -> np.ndarray:
         raise TypeError(f"{base}: mask must be an array of uint8, not {kind}")
     shape = w.shape if hasattr(w, "shape") else np.shape(w)
     length = -(-shape[-1] // 8) if shape else 0
-    if shape and mask.shape[-1:] != (length,):
+    if len(shape) > 1 and mask.shape[-1:] != (length,):
         raise ValueError(f"{base}: mask must have shape (..., {length}) for {shape[-1]} columns, not {mask.shape}")
     return mask
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from fastrelu import activations, faults
-from fastrelu.operations import FLOATS, INTEGERS
 
 __all__ = ["ELU", "LeakyReLU", "PReLU", "ReLU", "Sigmoid", "Softplus", "Tanh"]
 
@@ -323,17 +322,10 @@ class PReLU(_Activation):
 
 def _numbers(name: str, alpha: Any) -> np.ndarray:
     """`alpha` as an array, if it holds numbers."""
-    fault = faults.device_fault(name, "alpha", alpha)
+    fault = faults.device_fault(name, "alpha", alpha) or faults.operand_fault(name, {"alpha": alpha}, {})
     if fault is not None:
         raise fault
-    try:
-        array = np.asarray(alpha)
-        if array.dtype.name not in FLOATS + INTEGERS:
-            came = type(alpha).__name__ if not isinstance(alpha, np.ndarray) else f"an array of {array.dtype.name}"
-            raise TypeError(f"{name}: alpha must be a number or an array of numbers, not {came}")
-    except (TypeError, ValueError) as error:
-        raise faults.explain(name, error, {"alpha": alpha}) from None
-    return array
+    return np.asarray(alpha)
 
 
 def _not_negative(name: str, alpha: float) -> float:
