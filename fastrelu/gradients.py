@@ -261,10 +261,6 @@ def _outputs(base: str, out: Any, wanted: tuple[str, ...], added: tuple[str, ...
     for name in added:
         if name not in outputs:
             raise ValueError(f"{base}: accumulate names {name}, for which out has no array")
-        array = outputs[name]
-        if isinstance(array, ndarray) and array.dtype.name not in FLOATS + INTEGERS:
-            allowed = "an integer type, float16, bfloat16, float32 or float64"
-            raise TypeError(f"{base}: out for {name} must be {allowed} to be added to, not {array.dtype.name}")
     return outputs
 
 

@@ -27,8 +27,8 @@ class PackedWeight:
 
     Parameters
     ----------
-    w : ndarray
-        A matrix of a float type; `pack` takes any array_like and checks it.
+    w : array_like
+        As for `pack`.
 
     Attributes
     ----------

@@ -405,6 +405,13 @@ def test_gradients_and_their_arrays_do_not_match(key: str) -> None:
     assert_refused(key, ("out for dw", "object"), outputs=bad, error=TypeError, accumulate=("dw",))
 
 
+def test_output_that_is_longer_than_one_column_of_a_batch_of_weights() -> None:
+    # An axis of the result is not broadcast as a batch is.
+    operands = {"dy": normal(M, 1), "y": normal(M, 1), "x": normal(M, K), "w": normal(4, K, 1)}
+    outputs = {"out for dx": None, "out for dw": None, "out for db": np.full((4, N), MARK, np.float32)}
+    assert_refused("linear_relu_backward", ("out for db", "4, 1", "4, 5"), operands, outputs, error=ValueError)
+
+
 @pytest.mark.parametrize("which", ["out for dx", "out for dw", "out for db"])
 def test_wrong_output_of_a_batch_of_weights(which: str) -> None:
     function = FUNCTIONS["linear_relu_backward"]
