@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from fastrelu import faults
 from fastrelu.dispatch import elementwise
 
 if TYPE_CHECKING:
@@ -313,17 +314,17 @@ def prelu_backward(dy: ArrayLike, x: ArrayLike, alpha: ArrayLike, /) -> tuple[An
     from fastrelu import ufuncs
     from fastrelu.sums import sum_to
 
-    shape, slopes = np.shape(x), np.shape(alpha)
-    if np.shape(dy) != shape:
-        raise ValueError(f"prelu_backward: dy must have the shape of x, {shape}, not {np.shape(dy)}")
-    if len(slopes) > len(shape) or any(s not in (1, n) for s, n in zip(slopes[::-1], shape[::-1], strict=False)):
-        raise ValueError(f"prelu_backward: alpha must broadcast to the shape of x, {shape}, not have shape {slopes}")
     try:
+        shape, slopes = np.shape(x), np.shape(alpha)
+        if np.shape(dy) != shape:
+            raise ValueError(f"prelu_backward: dy must have the shape of x, {shape}, not {np.shape(dy)}")
+        if len(slopes) > len(shape) or any(s not in (1, n) for s, n in zip(slopes[::-1], shape[::-1], strict=False)):
+            raise ValueError(f"prelu_backward: alpha must broadcast to the shape of x, {shape}, not have shape {slopes}")
         dx = ufuncs.prelu_backward(dy, x, alpha)
         dtype = np.asarray(dx).dtype
         terms = ufuncs.prelu_alpha_gradient(np.asarray(dy), np.asarray(x), dtype=np.promote_types(dtype, np.float32))
-    except TypeError as error:
-        raise ufuncs.explain(error) from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise faults.explain("prelu_backward", error, {"dy": dy, "x": x, "alpha": alpha}) from None
     given = getattr(alpha, "dtype", dtype)
     total = sum_to(np.asarray(terms), slopes)
     with np.errstate(all="ignore"):

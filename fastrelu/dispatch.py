@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import numpy as np
 from numpy import ndarray
 
+from fastrelu import faults
 from fastrelu.native.guard import lock
 from fastrelu.operations import OPERATIONS, Operation
 
@@ -29,8 +30,8 @@ def {name}({parameters}, out=None, **kwargs):
             if out is not ... and type(out) is not tuple:
                 return ufunc({operands}, out)
         return general(({operands},), out, kwargs)
-    except TypeError as error:
-        raise explain(error) from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise explain(error, ({names}), out, kwargs) from None
 """
 
 
@@ -62,11 +63,14 @@ def elementwise(declaration: Callable[P, R]) -> Callable[P, R]:
             kwargs["out"] = out
         return bind()(*operands, **kwargs)
 
+    def explain(error: Exception, operands: tuple[Any, ...], out: Any, kwargs: dict[str, Any]) -> BaseException:
+        return _explain(operation.name, error, dict(zip(operation.inputs, operands, strict=True)), out, kwargs)
+
     namespace: dict[str, Any] = {
         "ndarray": ndarray,
         "ufunc": first_use,
         "general": general,
-        "explain": _explain,
+        "explain": explain,
         "whole": _whole,
         "__name__": declaration.__module__,
         **{f"default_{name}": value for name, value in defaults.items()},
@@ -75,6 +79,7 @@ def elementwise(declaration: Callable[P, R]) -> Callable[P, R]:
         name=operation.name,
         parameters=", ".join(parameters),
         first=operation.inputs[0],
+        names="".join(f"{name}, " for name in operation.inputs),
         operands=", ".join(f"whole({name})" if name in operation.whole else name for name in operation.inputs),
     )
     exec(compile(source, f"<fastrelu.{operation.name}>", "exec"), namespace)
@@ -90,10 +95,26 @@ def _whole(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
 
 
-def _explain(error: TypeError) -> BaseException:
-    from fastrelu import ufuncs
+def _explain(base: str, error: Exception, operands: dict[str, Any], out: Any, kwargs: dict[str, Any]) -> BaseException:
+    """What to raise instead of NumPy's error."""
+    if type(out) is tuple and len(out) == 1:
+        out = out[0]
+    if type(out) is tuple:
+        return ValueError(f"{base}: out must be an array or a tuple of one, not a tuple of {len(out)}")
+    where = kwargs.get("where", True)
+    if isinstance(error, ValueError) and not any(map(faults.overrides, (*operands.values(), out, where))):
+        error = _shape_fault(base, error, operands, out, where)
+    return faults.explain(base, error, operands, {"out": None if out is ... else out}, kwargs)
 
-    return ufuncs.explain(error)
+
+def _shape_fault(base: str, error: ValueError, operands: dict[str, Any], out: Any, where: Any) -> ValueError:
+    """What is wrong with the shapes or with the output, if that is what NumPy complains about."""
+    try:
+        shapes = {name: np.shape(value) for name, value in (*operands.items(), ("where", where))}
+    except (TypeError, ValueError):
+        return error  # an operand cannot become an array
+    fault = faults.shapes_fault(base, shapes)
+    return fault or faults.output_fault(base, "out", out, np.broadcast_shapes(*shapes.values())) or error
 
 
 def _give_face(function: Any, operation: Operation, bind: Callable[[], Any]) -> None:
@@ -105,9 +126,17 @@ def _give_face(function: Any, operation: Operation, bind: Callable[[], Any]) -> 
 
     def at(a: Any, indices: Any, /, *operands: Any) -> None:
         """Apply the operation in place to the elements of `a` that `indices` selects, as `numpy.ufunc.at` does."""
+        name = f"{operation.name}.at"
+        if not isinstance(a, ndarray) and not faults.overrides(a):
+            raise TypeError(f"{name}: a must be an array, not {type(a).__name__}")
+        fault = faults.read_only_fault(name, "a", a)
+        if fault is not None:  # NumPy would write to it all the same
+            raise fault
         try:
             bind().at(a, indices, *operands)
         except TypeError as error:
-            raise _explain(error) from None
+            given = dict(zip(operation.inputs, (a, *operands), strict=False))
+            raise _explain(operation.name, error, given, None, {}) from None
 
+    at.__qualname__ = f"{operation.name}.at"
     function.at = at

@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 
+from fastrelu import faults
 from fastrelu.operations import FLOATS, GRADIENTS, INTEGERS, backward
-from fastrelu.packed import PackedWeight
+from fastrelu.packed import PackedWeight, face
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -125,35 +126,49 @@ def _is_beside(operand: Any, name: str, operands: dict[str, Any]) -> bool:
 
 def _names(base: str, what: str, given: Any) -> tuple[str, ...]:
     """The gradients that an argument names, in their order."""
-    if isinstance(given, str) or not isinstance(given, Iterable) or not all(name in GRADIENTS for name in given):
-        raise ValueError(f"{base}: {what} must be a sequence of names among {GRADIENTS}, not {given!r}")
-    return tuple(name for name in GRADIENTS if name in given)
-
-
-def _overrides(operand: Any) -> bool:
-    """Whether the operand's type decides itself what happens to it."""
-    override = getattr(type(operand), "__array_ufunc__", ndarray.__array_ufunc__)
-    return override is not ndarray.__array_ufunc__
+    names = [None] if isinstance(given, str) or not isinstance(given, Iterable) else [*given]
+    if not all(isinstance(name, str) and name in GRADIENTS for name in names):
+        shown = " ".join(repr(given).split())
+        shown = shown if len(shown) <= 100 else f"{shown[:100]}..."
+        raise ValueError(f"{base}: {what} must be a sequence of names among {GRADIENTS}, not {shown}")
+    return tuple(name for name in GRADIENTS if name in names)
 
 
 def _backward(
     base: str, operands: dict[str, Any], alpha: tuple[Any, ...], out: Any, wanted: Any, accumulate: Any, kwargs: Any
 ) -> Triple:
     """The gradients of a layer; `operands` are dy, y where the layer has an activation, x and w."""
-    from fastrelu import ufuncs
+    is_mask = base == "linear_relu_backward" and getattr(operands["y"], "dtype", None) == np.uint8
+    key = None
+    if type(wanted) is tuple and type(accumulate) is tuple and {*map(type, wanted + accumulate)} <= {str}:
+        key = (base, is_mask, wanted, accumulate)
+        if not kwargs and key in _plain:
+            gradients = _plain_call(key, operands, alpha, out)
+            if gradients is not None:
+                return gradients
+    try:
+        return _general(base, key, {**operands}, alpha, out, wanted, accumulate, kwargs)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _explain(base, error, operands, alpha, out, wanted, accumulate, kwargs) from None
 
+
+def _general(
+    base: str,
+    key: tuple[Any, ...] | None,
+    operands: dict[str, Any],
+    alpha: tuple[Any, ...],
+    out: Any,
+    wanted: Any,
+    accumulate: Any,
+    kwargs: Any,
+) -> Triple:
+    """The gradients for operands of any kind, which are checked; `key` stands for this kind of calls from then on."""
     has_mask = base == "linear_relu_backward"
     is_mask = has_mask and getattr(operands["y"], "dtype", None) == np.uint8
-    key = (base, is_mask, wanted, accumulate)
-    can_be_plain = type(wanted) is tuple and type(accumulate) is tuple and {*map(type, wanted + accumulate)} <= {str}
-    if not kwargs and can_be_plain and key in _plain:
-        gradients = _plain_call(key, operands, alpha, out)
-        if gradients is not None:
-            return gradients
     wanted = _names(base, "wanted", wanted)
     added = _names(base, "accumulate", accumulate)
     if not wanted:
-        raise ValueError(f"{base}: wanted must name at least one of {GRADIENTS}")
+        raise ValueError(f"{base}: wanted must name at least one of {GRADIENTS}, not none")
     outputs = _outputs(base, out, wanted, added)
     for name, gradient in (("x", "dw"), ("w", "dx")):
         if gradient not in wanted:
@@ -165,39 +180,59 @@ def _backward(
         operands["w"] = operands["w"].unpack()
     given = [*operands.values(), *alpha, *outputs.values()]
     results: Any
-    try:
-        if any(map(_overrides, given)) or "axes" in kwargs:
-            results = _call(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
+    if any(map(faults.overrides, given)) or "axes" in kwargs:
+        results = _call(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
+    else:
+        operands = {name: o if type(o) is ndarray else np.asanyarray(o) for name, o in operands.items()}
+        is_mask = has_mask and operands["y"].dtype == np.uint8
+        _check_shapes(base, operands, outputs, is_mask)
+        for name, gradient in (("x", "dw"), ("w", "dx")):
+            if name in operands and gradient not in wanted:
+                # It takes part in the choice of the type all the same.
+                operands["dy"] = _with_type_of(base, name, operands[name].dtype, operands["dy"])
+        if "w" not in operands or operands["w"].ndim == 2:
+            if alpha and np.ndim(alpha[0]):
+                raise ValueError(f"{base}: alpha must be a single value, not of shape {np.shape(alpha[0])}")
+            results = _flat(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
         else:
-            operands = {name: o if type(o) is ndarray else np.asanyarray(o) for name, o in operands.items()}
-            is_mask = has_mask and operands["y"].dtype == np.uint8
-            _check_shapes(base, operands, outputs, is_mask)
-            for name, gradient in (("x", "dw"), ("w", "dx")):
-                if name in operands and gradient not in wanted:
-                    # It takes part in the choice of the type all the same.
-                    operands["dy"] = _with_type_of(base, name, operands[name].dtype, operands["dy"])
-            if "w" not in operands or operands["w"].ndim == 2:
-                if alpha and np.ndim(alpha[0]):
-                    raise ValueError(f"{base}: alpha must be a single value, not of shape {np.shape(alpha[0])}")
-                results = _flat(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
-            else:
-                # A subset has the batch axes of everything, also of what it does not need.
-                dy = operands["dy"]
-                axes = {name: operand.shape[:-2] for name, operand in operands.items()}
-                try:
-                    batch = np.broadcast_shapes(*axes.values())
-                except ValueError:
-                    raise ValueError(f"{base}: the axes before the last two must broadcast, not {axes}") from None
-                operands["dy"] = np.broadcast_to(dy, batch + dy.shape[-2:])
-                results = _call(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
-    except TypeError as error:
-        raise ufuncs.explain(error) from None
-    numbers = {name: i for i, name in enumerate(GRADIENTS)}
-    if can_be_plain:
+            # A subset has the batch axes of everything, also of what it does not need.
+            dy = operands["dy"]
+            batch = _batch(base, operands, alpha, outputs)
+            operands["dy"] = np.broadcast_to(dy, batch + dy.shape[-2:])
+            results = _call(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
+    if key is not None:
+        numbers = {name: i for i, name in enumerate(GRADIENTS)}
         which = tuple(numbers[name] for name in wanted), tuple(numbers[name] for name in added)
         _plain[key] = (_ufunc(base, is_mask, wanted, added), "dw" in wanted, "dx" in wanted, *which)
     by_name = dict(zip(wanted, results, strict=True))
     return by_name.get("dx"), by_name.get("dw"), by_name.get("db")
+
+
+def _explain(
+    base: str,
+    error: Exception,
+    operands: dict[str, Any],
+    alpha: tuple[Any, ...],
+    out: Any,
+    wanted: Any,
+    accumulate: Any,
+    kwargs: Any,
+) -> BaseException:
+    """What to raise instead of NumPy's error, or of our own if an operand is no array of numbers at all."""
+    try:
+        wanted, added = _names(base, "wanted", wanted), _names(base, "accumulate", accumulate)
+    except ValueError:
+        return error
+    given = {name: face(o) if name == "w" else o for name, o in operands.items() if name in ("dy", "y") or o is not None}
+    unneeded = {
+        name: given.pop(name) for name, gradient in (("x", "dw"), ("w", "dx")) if gradient not in wanted and name in given
+    }
+    places = dict(zip(GRADIENTS, out, strict=True)) if type(out) is tuple and len(out) == 3 else {}
+    outputs = {f"out for {name}": places.get(name) for name in wanted} if places else {"out": out}
+    sums = {f"out for {name}": places.get(name) for name in added if places.get(name) is not None}
+    return faults.explain(
+        base, error, {**given, **dict(zip(("alpha",), alpha, strict=False)), **sums, **unneeded}, outputs, kwargs
+    )
 
 
 def _with_type_of(base: str, name: str, dtype: np.dtype[Any], dy: np.ndarray) -> np.ndarray:
@@ -212,13 +247,17 @@ def _outputs(base: str, out: Any, wanted: tuple[str, ...], added: tuple[str, ...
     if out is None:
         out = (None, None, None)
     if type(out) is not tuple or len(out) != 3:
-        raise ValueError(f"{base}: out must be a tuple of three arrays or None, for dx, dw and db, not {type(out).__name__}")
+        came = f"a tuple of {len(out)}" if type(out) is tuple else type(out).__name__
+        raise ValueError(f"{base}: out must be a tuple of three arrays or None, for dx, dw and db, not {came}")
     outputs = {name: array for name, array in zip(GRADIENTS, out, strict=True) if array is not None}
     for name, array in outputs.items():
         if name not in wanted:
             raise ValueError(f"{base}: out has an array for {name}, which wanted does not name")
-        if not hasattr(array, "shape"):
-            raise TypeError(f"{base}: out must hold arrays or None, not {type(array).__name__}")
+        if not hasattr(array, "shape") or isinstance(array, np.generic):
+            raise TypeError(f"{base}: out for {name} must be an array or None, not {type(array).__name__}")
+        fault = faults.read_only_fault(base, f"out for {name}", array)
+        if fault is not None:
+            raise fault
     for name in added:
         if name not in outputs:
             raise ValueError(f"{base}: accumulate names {name}, for which out has no array")
@@ -245,7 +284,8 @@ def _check_shapes(base: str, operands: dict[str, Any], outputs: dict[str, Any], 
         if len(shape) < 1 or shape[-1] != length or (flat and shape[:-1] != batch):
             allowed = f"({', '.join(map(str, batch))}{', ' if batch else ''}{'k' if length is None else length})"
             kind = "as bits of y > 0, which dtype uint8 means, must" if name == "y" and is_mask else "must"
-            raise ValueError(f"{base}: {name} {kind} have shape {allowed} for dy of shape {dy}, not {shape}")
+            beside = f"dy of shape {dy}" if name == "y" or w is None else f"dy of shape {dy} and w of shape {w}"
+            raise ValueError(f"{base}: {name} {kind} have shape {allowed} for {beside}, not {shape}")
     if not flat:
         if len(dy) < 2:
             raise ValueError(f"{base}: dy must have shape (..., m, {n}) for w of shape {w}, not {dy}")
@@ -259,6 +299,25 @@ def _check_shapes(base: str, operands: dict[str, Any], outputs: dict[str, Any], 
     for name, array in outputs.items():
         if array.shape != allowed_shapes[name]:
             raise ValueError(f"{base}: out for {name} must have shape {allowed_shapes[name]}, not {array.shape}")
+
+
+def _batch(base: str, operands: dict[str, Any], alpha: tuple[Any, ...], outputs: dict[str, Any]) -> tuple[int, ...]:
+    """The batch axes of all operands together, where w has some of its own."""
+    shapes = {name: operand.shape for name, operand in operands.items()}
+    batches = {name: shape[:-2] for name, shape in shapes.items()}
+    if alpha:
+        shapes["alpha"] = batches["alpha"] = np.shape(alpha[0])
+    fault = faults.batch_fault(base, shapes, batches)
+    if fault is not None:
+        raise fault
+    batch = np.broadcast_shapes(*batches.values())
+    (m, n), k = shapes["dy"][-2:], shapes["w"][-2]
+    cores: dict[str, tuple[int, ...]] = {"dx": (m, k), "dw": (k, n), "db": (n,)}
+    for name, array in outputs.items():
+        fault = faults.output_fault(base, f"out for {name}", array, (*batch, *cores[name]), len(cores[name]))
+        if fault is not None:
+            raise fault
+    return batch
 
 
 def _flat(

@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, cast
 import numpy as np
 from numpy import ndarray
 
+from fastrelu import faults
+from fastrelu.faults import overrides
 from fastrelu.native.guard import lock
 from fastrelu.operations import FLOATS, HALVES, INTEGERS, LAYERS
-from fastrelu.packed import PackedWeight
+from fastrelu.packed import PackedWeight, face
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
@@ -74,8 +76,8 @@ def {name}({parameters}, out=None{mask_parameter}, **kwargs):
                     return packed(x, w._operand, b{alpha})
                 return packed(x, w._operand, b{alpha}, out)
         return general((x, w, b{alpha}), out, {mask}, kwargs)
-    except (TypeError, ValueError) as error:
-        raise explain(error, (x, w, b{alpha}), out, kwargs) from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise explain(error, (x, w, b{alpha_name}), out, {mask}, kwargs) from None
 """
 
 
@@ -112,17 +114,17 @@ def layer(declaration: Callable[P, R]) -> Callable[P, R]:
             options += packed
         if mask is not None:
             options += "_mask"
+            dtype = kwargs.get("dtype")
+            if dtype is not None:  # NumPy would prescribe it for the mask as well
+                kwargs = {name: value for name, value in kwargs.items() if name != "dtype"}
+                kwargs["signature"] = (None,) * (len(operands) - (b is None)) + (dtype, np.uint8)
         if out is not None:
             kwargs = {**kwargs, "out": out}
         arguments = (x, w, *alpha) if b is None else (x, w, b, *alpha)
         return bind(base + options)(*arguments, **kwargs)
 
-    def explain(error: Exception, operands: tuple[Any, ...], out: Any, kwargs: dict[str, Any]) -> BaseException:
-        from fastrelu import ufuncs
-
-        if isinstance(error, TypeError):
-            return ufuncs.explain(error)
-        return (None if kwargs else _shape_error(base, operands, out)) or error
+    def explain(error: Exception, operands: tuple[Any, ...], out: Any, mask: Any, kwargs: dict[str, Any]) -> BaseException:
+        return _explain(base, error, operands, out, mask, kwargs)
 
     namespace: dict[str, Any] = {
         "ndarray": ndarray,
@@ -140,6 +142,7 @@ def layer(declaration: Callable[P, R]) -> Callable[P, R]:
         name=base,
         parameters=parameters,
         alpha={"": "", "()": ", alpha", "(n)": ", row(alpha, x, w)"}[operation.alpha],
+        alpha_name=", alpha" if operation.alpha else "",
         mask_parameter=", *, mask=None" if has_mask else "",
         is_plain=" and type(alpha) in (float, ndarray)" if operation.alpha else "",
         without_mask=" and mask is None" if has_mask else "",
@@ -155,15 +158,9 @@ def layer(declaration: Callable[P, R]) -> Callable[P, R]:
     return cast(Callable[P, R], function)
 
 
-def _overrides(operand: Any) -> bool:
-    """Whether the operand's type decides itself what happens to it."""
-    override = getattr(type(operand), "__array_ufunc__", ndarray.__array_ufunc__)
-    return override is not ndarray.__array_ufunc__
-
-
 def _row(alpha: Any, x: Any, w: Any) -> Any:
     """One value for all columns as a row of them. A Python number does not change the type of the result."""
-    if _overrides(alpha) or np.ndim(alpha):
+    if overrides(alpha) or np.ndim(alpha):
         return alpha
     dtype = None
     if type(alpha) in (int, float):
@@ -176,7 +173,7 @@ def _row(alpha: Any, x: Any, w: Any) -> Any:
 def _beside_packed(base: str, x: Any, w: PackedWeight, others: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, str]:
     """X and w as the ufunc wants them where w is prepacked, and what is appended to its name."""
     outputs = others[-1] if type(others[-1]) is tuple else others[-1:]
-    if any(_overrides(operand) for operand in (x, *others[:-1], *outputs) if operand is not None):
+    if any(overrides(operand) for operand in (x, *others[:-1], *outputs) if operand is not None):
         return x, w.unpack(), ""  # another library decides what happens to the operands
     if "axes" in kwargs and tuple(kwargs["axes"][1]) not in ((-2, -1), (0, 1)):
         raise ValueError(f"{base}: the axes of a packed w are (-2, -1), not {kwargs['axes'][1]}")
@@ -207,16 +204,40 @@ def _checked_mask(base: str, mask: Any, w: Any) -> np.ndarray:
         raise TypeError(f"{base}: mask must be an array of uint8, not {kind}")
     shape = w.shape if hasattr(w, "shape") else np.shape(w)
     length = -(-shape[-1] // 8) if shape else 0
-    if shape and mask.shape[-1:] != (length,):
+    if len(shape) > 1 and mask.shape[-1:] != (length,):
         raise ValueError(f"{base}: mask must have shape (..., {length}) for {shape[-1]} columns, not {mask.shape}")
     return mask
 
 
-def _shape_error(base: str, operands: tuple[Any, ...], out: Any) -> ValueError | None:
-    """What is wrong with the shapes of the operands, if it is a core dimension."""
-    shapes = [o.shape if type(o) is PackedWeight else np.shape(o) for o in operands if o is not None]
-    x, w = shapes[:2]
-    given = [name for name, operand in zip(("x", "w", "b", "alpha"), operands, strict=False) if operand is not None]
+def _explain(
+    base: str, error: Exception, operands: tuple[Any, ...], out: Any, mask: Any, kwargs: dict[str, Any]
+) -> BaseException:
+    """What to raise instead of NumPy's error."""
+    given = {name: o for name, o in zip(("x", "w", "b", "alpha"), operands, strict=False) if name != "b" or o is not None}
+    given["w"] = face(given["w"])
+    out = out[0] if type(out) is tuple and len(out) == 1 else None if out is ... else out
+    if type(out) is tuple:
+        return ValueError(f"{base}: out must be an array or a tuple of one, not a tuple of {len(out)}")
+    outputs = {"out": out} if mask is None else {"out": out, "mask": mask}
+    is_told = str(error).startswith(f"{base}: mask ")
+    if type(error) is ValueError and not is_told and not any(map(overrides, (*given.values(), *outputs.values()))):
+        error = _shape_error(base, given, outputs, kwargs) or error
+    return faults.explain(base, error, given, outputs, kwargs)
+
+
+def _shape_error(base: str, given: dict[str, Any], outputs: dict[str, Any], kwargs: dict[str, Any]) -> ValueError | None:
+    """What is wrong with the shapes or with an output, if that is what NumPy complains about."""
+    for name, array in outputs.items():
+        fault = faults.read_only_fault(base, name, array)
+        if fault is not None:
+            return fault
+    if not {"axes", "axis", "keepdims"}.isdisjoint(kwargs):
+        return None  # which axis is which is not told here
+    try:
+        shapes = {name: np.shape(operand) for name, operand in given.items()}
+    except (TypeError, ValueError):
+        return None  # an operand cannot become an array
+    x, w = shapes["x"], shapes["w"]
     if len(x) < 1:
         return ValueError(f"{base}: x must have at least one axis, (..., k), not shape {x}")
     if len(w) < 2:
@@ -224,12 +245,21 @@ def _shape_error(base: str, operands: tuple[Any, ...], out: Any) -> ValueError |
     if x[-1] != w[-2]:
         return ValueError(f"{base}: w must have shape (..., {x[-1]}, n) for x of shape {x}, not {w}")
     n = w[-1]
-    for name, shape in zip(given[2:], shapes[2:], strict=True):
-        if (name == "b" or LAYERS[base].alpha == "(n)") and shape[-1:] != (n,):
+    batches = {"x": x[:-1], "w": w[:-2]}
+    for name in ("b", "alpha"):
+        shape = shapes.get(name, ())
+        is_row = name in shapes and (name == "b" or (LAYERS[base].alpha == "(n)" and shape != ()))
+        if is_row and shape[-1:] != (n,):
             return ValueError(f"{base}: {name} must have shape (..., {n}) for w of shape {w}, not {shape}")
+        batches[name] = shape[:-1] if is_row else shape
+    out, mask = outputs["out"], outputs.get("mask")
     if isinstance(out, ndarray) and out.shape[-1:] != (n,):
         return ValueError(f"{base}: out must have shape (..., {n}) for w of shape {w}, not {out.shape}")
-    return None
+    fault = faults.batch_fault(base, shapes, batches)
+    if fault is not None:
+        return fault
+    batch = np.broadcast_shapes(*batches.values())
+    return faults.output_fault(base, "out", out, (*batch, n)) or faults.output_fault(base, "mask", mask, (*batch, -(-n // 8)))
 
 
 @layer

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastrelu import faults
 from fastrelu.operations import FLOATS
 
 __all__ = ["PackedWeight", "pack"]
@@ -26,8 +27,8 @@ class PackedWeight:
 
     Parameters
     ----------
-    w : ndarray
-        A matrix of a float type; `pack` takes any array_like and checks it.
+    w : array_like
+        As for `pack`.
 
     Attributes
     ----------
@@ -48,6 +49,7 @@ class PackedWeight:
         from fastrelu.native import target
         from fastrelu.native.matrix import Tiling
 
+        w = _checked(w, "PackedWeight")
         self.shape, self.dtype = (w.shape[0], w.shape[1]), w.dtype
         self._tiling = Tiling(w.dtype.name, target.vector_bytes())
         k, n = self.shape
@@ -129,7 +131,7 @@ class PackedWeight:
         -------
         bool
         """
-        w = np.asarray(w)
+        w = _as_array(w, "matches")
         native = w.dtype.newbyteorder("=")
         if w.shape != self.shape or native != self.dtype:
             return False
@@ -142,6 +144,11 @@ class PackedWeight:
         return f"PackedWeight(shape={self.shape}, dtype={self.dtype})"
 
 
+def face(w: Any) -> Any:
+    """`w`, or if it is prepacked an array of its shape and type that takes no memory."""
+    return np.broadcast_to(np.zeros((), w.dtype), w.shape) if type(w) is PackedWeight else w
+
+
 @cache
 def _functions(dtype: str, vector_bytes: int) -> tuple[Any, int]:
     from fastrelu.native import loops
@@ -150,11 +157,22 @@ def _functions(dtype: str, vector_bytes: int) -> tuple[Any, int]:
     return _PACK(pack_weight), pack_block
 
 
+def _as_array(w: Any, function: str) -> np.ndarray:
+    fault = faults.device_fault(function, "w", w)
+    if fault is not None:
+        raise fault
+    try:
+        return np.asarray(w)
+    except (TypeError, ValueError) as error:
+        raise faults.explain(function, error, {"w": w}) from None
+
+
 def _checked(w: Any, function: str, shape: tuple[int, ...] | None = None, dtype: Any = None) -> np.ndarray:
     """`w` as a matrix that the packing can read."""
-    array = np.asarray(w)
+    array = _as_array(w, function)
     if array.dtype.name not in FLOATS:
-        raise TypeError(f"{function}: w must be float16, bfloat16, float32 or float64, not {array.dtype.name}")
+        came = array.dtype.name if isinstance(w, np.ndarray) else f"{array.dtype.name} ({type(w).__name__})"
+        raise TypeError(f"{function}: w must be float16, bfloat16, float32 or float64, not {came}")
     if array.ndim != 2:
         raise ValueError(f"{function}: w must have two axes, (k, n), not shape {array.shape}")
     if dtype is not None and array.dtype.newbyteorder("=") != dtype:

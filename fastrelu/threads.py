@@ -54,6 +54,18 @@ def get_num_threads() -> int:
     return pool.read(pool.LIMIT) or default_num_threads()
 
 
+def _checked(count: object, function: str) -> int:
+    try:
+        number = operator.index(count)  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        number = None
+    if number is None or isinstance(count, bool):
+        raise TypeError(f"{function}: count must be an integer, not {type(count).__name__}")
+    if not 1 <= number <= pool.MAX_THREADS:
+        raise ValueError(f"{function}: count must be 1 to {pool.MAX_THREADS}, not {number}")
+    return number
+
+
 def set_num_threads(count: int, /) -> None:
     """Limit every later call, from any Python thread, to `count` threads. Results do not depend on it.
 
@@ -69,15 +81,7 @@ def set_num_threads(count: int, /) -> None:
     ValueError
         If it is out of range.
     """
-    try:
-        number = operator.index(count)
-    except TypeError:
-        number = None
-    if number is None or isinstance(count, bool):
-        raise TypeError(f"count must be an integer, not {type(count).__name__}")
-    if not 1 <= number <= pool.MAX_THREADS:
-        raise ValueError(f"count must be 1 to {pool.MAX_THREADS}, not {number}")
-    pool.write(pool.LIMIT, number)
+    pool.write(pool.LIMIT, _checked(count, "set_num_threads"))
 
 
 @contextmanager
@@ -96,8 +100,8 @@ def num_threads(count: int, /) -> Iterator[None]:
     ...     fastrelu.get_num_threads()
     1
     """
-    before = get_num_threads()
-    set_num_threads(count)
+    number, before = _checked(count, "num_threads"), get_num_threads()
+    set_num_threads(number)
     try:
         yield
     finally:

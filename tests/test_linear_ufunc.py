@@ -486,7 +486,7 @@ def test_out_with_other_rows_is_refused(name: str, shape: tuple[int, ...]) -> No
 @ALL
 @pytest.mark.parametrize("out", [[0.0, 0.0], 1.0, "out"], ids=str)
 def test_out_must_be_an_array(name: str, out: Any) -> None:
-    with pytest.raises(TypeError, match="ArrayType"):
+    with pytest.raises(TypeError, match=f"^{name}: out must be an array, not {type(out).__name__}$"):
         call(name, operands(name), out=out)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrelu import activations
+from fastrelu import activations, faults
 
 __all__ = ["ELU", "LeakyReLU", "PReLU", "ReLU", "Sigmoid", "Softplus", "Tanh"]
 
@@ -32,17 +32,33 @@ class _Activation:
         """`array` as the place for the result, if that is where it goes."""
         if not self.inplace:
             return None
+        name = type(self).__name__
         if not isinstance(array, np.ndarray):
-            raise TypeError(f"{type(self).__name__}: {argument} must be an array to be overwritten, not {type(array).__name__}")
+            text = f"{name}: {argument} must be an array to be overwritten, not {type(array).__name__}"
+            raise faults.device_fault(name, argument, array) or TypeError(text)
+        fault = faults.read_only_fault(name, argument, array)
+        if fault is not None:
+            raise fault
         return array
 
+    def _call(self, function: str, *operands: Any, **keywords: Any) -> Any:
+        """What a function returns; its errors are in the words of the layer."""
+        try:
+            return getattr(activations, function)(*operands, *self._parameters(), **keywords)
+        except (TypeError, ValueError, OverflowError) as error:
+            is_backward = function.endswith("_backward")
+            words = {"dy": "dLdA", "y": "A", "x": "Z", "out": "dLdA" if is_backward else "Z"}
+            raise faults.reworded(error, function, type(self).__name__, words) from None
+
     def _checked(self, kept: Any, dLdA: Any) -> None:
+        name = type(self).__name__
         if kept is None:
-            raise RuntimeError(f"{type(self).__name__}: backward needs a forward before it")
-        if np.shape(dLdA) != np.shape(kept):
-            raise ValueError(
-                f"{type(self).__name__}: dLdA must have the shape of the output, {np.shape(kept)}, not {np.shape(dLdA)}"
-            )
+            raise RuntimeError(f"{name}: backward needs a forward before it")
+        try:
+            if np.shape(dLdA) != np.shape(kept):
+                raise ValueError(f"{name}: dLdA must have the shape of the output, {np.shape(kept)}, not {np.shape(dLdA)}")
+        except (TypeError, ValueError) as error:
+            raise faults.explain(name, error, {"dLdA": dLdA}) from None
 
     def forward(self, Z: Any) -> Any:
         """Apply the activation.
@@ -57,7 +73,7 @@ class _Activation:
         A : ndarray or scalar
             Of the same shape; `Z` itself if the layer works in place.
         """
-        A = getattr(activations, self._name)(Z, *self._parameters(), out=self._in_place("Z", Z))
+        A = self._call(self._name, Z, out=self._in_place("Z", Z))
         self.A = np.copy(A) if self.copy else A
         return A
 
@@ -82,8 +98,7 @@ class _Activation:
             If `dLdA` has another shape than the output.
         """
         self._checked(self.A, dLdA)
-        function = getattr(activations, f"{self._name}_backward")
-        return function(dLdA, self.A, *self._parameters(), out=self._in_place("dLdA", dLdA))
+        return self._call(f"{self._name}_backward", dLdA, self.A, out=self._in_place("dLdA", dLdA))
 
     __call__ = forward
 
@@ -272,7 +287,8 @@ class PReLU(_Activation):
 
     def __init__(self, alpha: Any = 0.25, inplace: bool = False, copy: bool = False):
         super().__init__(inplace, copy)
-        self.alpha = alpha if isinstance(alpha, np.ndarray) else np.asarray(alpha, np.float32)
+        array = _numbers(type(self).__name__, alpha)
+        self.alpha = alpha if isinstance(alpha, np.ndarray) else array.astype(np.float32)
         self.Z: Any = None
         self.dLdalpha: Any = None
 
@@ -281,8 +297,10 @@ class PReLU(_Activation):
 
     def forward(self, Z: Any) -> Any:
         """Apply the activation; see `ReLU`."""
-        kept = np.array(Z) if self.copy or self.inplace else np.asanyarray(Z)
+        kept = None if self._in_place("Z", Z) is None else np.array(Z)
         A = super().forward(Z)
+        if kept is None:
+            kept = np.array(Z) if self.copy else np.asanyarray(Z)
         self.Z = kept
         return A
 
@@ -292,14 +310,28 @@ class PReLU(_Activation):
         """Gradient with respect to the last input; that with respect to alpha is put into `dLdalpha`; see `ReLU`."""
         self._checked(self.Z, dLdA)
         place = self._in_place("dLdA", dLdA)
-        dLdZ, self.dLdalpha = activations.prelu_backward(dLdA, self.Z, self.alpha)
-        if place is None:
-            return dLdZ
-        place[...] = dLdZ
-        return place
+        dLdZ, dLdalpha = self._call("prelu_backward", dLdA, self.Z)
+        if place is not None:
+            if not np.can_cast(dLdZ.dtype, place.dtype, "same_kind"):
+                raise TypeError(f"PReLU: dLdA must be of a float type to take {dLdZ.dtype}, not {place.dtype}")
+            place[...] = dLdZ
+            dLdZ = place
+        self.dLdalpha = dLdalpha
+        return dLdZ
+
+
+def _numbers(name: str, alpha: Any) -> np.ndarray:
+    """`alpha` as an array, if it holds numbers."""
+    fault = faults.device_fault(name, "alpha", alpha) or faults.operand_fault(name, {"alpha": alpha}, {})
+    if fault is not None:
+        raise fault
+    return np.asarray(alpha)
 
 
 def _not_negative(name: str, alpha: float) -> float:
-    if not alpha >= 0:
+    array = _numbers(name, alpha)
+    if array.size != 1:
+        raise ValueError(f"{name}: alpha must be a single number, not of shape {array.shape}; for more of them there is PReLU")
+    if not array >= 0:
         raise ValueError(f"{name}: alpha must be at least 0, not {alpha!r}; for a learned slope there is PReLU")
     return alpha
