@@ -5,6 +5,7 @@
 ``plan``      checks them, and writes the shapes of the results
 ``lengths``   reads one of these
 ``run``       calculates
+``call_loop``  calculates where there is nothing to check or to broadcast
 
 The layout of tables and blocks is that of `fastrelu.native.entries`.
 """
@@ -21,6 +22,7 @@ from fastrelu.native.entries import (
     ARRAY_BYTES,
     ARRAYS,
     LENGTHS,
+    LOOP,
     PLAN_ADDRESS,
     RUN_ADDRESS,
     STEPS,
@@ -137,6 +139,14 @@ def describe(numbers: list[Any], rows: frozenset[int], count: int) -> Callable[.
     return write_block
 
 
+def _forget_error(builder, failed):
+    """Clear the exception that a kernel sets if it fails: the caller raises its own, which compiled code can catch."""
+    with builder.if_then(cgutils.is_not_null(builder, failed), likely=False):
+        state = builder.call(_python(builder, "PyGILState_Ensure", _INT), [])
+        builder.call(_python(builder, "PyErr_Clear", ir.VoidType()), [])
+        builder.call(_python(builder, "PyGILState_Release", ir.VoidType(), _INT), [state])
+
+
 @intrinsic
 def plan(typing_context, table, block):
     """Whether the shapes do not fit, as 0 or 1; writes those of the results."""
@@ -150,6 +160,79 @@ def _calls(offset: int):
         return builder.call(builder.inttoptr(function, kind.as_pointer()), args[:2])
 
     return codegen
+
+
+@intrinsic
+def are_apart(typing_context, array, others):
+    """Whether an array shares no memory with others, as far as the first and last bytes of all tell."""
+
+    def codegen(context, builder, sig, args):
+        low, high = _span(context, builder, array, args[0])
+        answer = ir.IntType(1)(True)
+        for i, kind in enumerate(others):
+            if isinstance(kind, types.Array):
+                other_low, other_high = _span(context, builder, kind, builder.extract_value(args[1], i))
+                after = builder.icmp_signed(">=", low, other_high)
+                answer = builder.and_(answer, builder.or_(after, builder.icmp_signed("<=", high, other_low)))
+        return answer
+
+    return types.boolean(array, others), codegen
+
+
+def _span(context, builder, kind, value):
+    """The first byte of an array and the one after its last."""
+    array = context.make_array(kind)(context, builder, value)
+    low = builder.ptrtoint(array.data, WORD)
+    high = builder.add(low, array.itemsize)
+    words = [cgutils.unpack_tuple(builder, member, kind.ndim) for member in (array.shape, array.strides)]
+    for length, step in zip(*words, strict=True):
+        reach = builder.mul(builder.sub(length, WORD(1)), step)
+        is_down = builder.icmp_signed("<", reach, WORD(0))
+        low = builder.add(low, builder.select(is_down, reach, WORD(0)))
+        high = builder.add(high, builder.select(is_down, WORD(0), reach))
+    return low, high
+
+
+def call_loop(numbers: list[Any], row: int) -> Callable[..., Any]:
+    """A primitive (table, operands, result) that calls the loop of a layer on one or two axes of x, a matrix w, one axis of b,
+    and an alpha that is a number, which as operand `row` stands for all columns; 0, or 1 if there is no memory.
+    """
+
+    @intrinsic
+    def call(typing_context, table, operands, result):
+        def codegen(context, builder, sig, args):
+            outer, core, pointers, sizes = [], [], [], []
+            values = [builder.extract_value(args[1], i) for i in range(len(operands))] + [args[2]]
+            for i, (kind, value) in enumerate(zip((*operands, result), values, strict=True)):
+                if not isinstance(kind, types.Array):
+                    slot = cgutils.alloca_once_value(builder, context.cast(builder, value, kind, numbers[i]))
+                    pointers.append(builder.ptrtoint(slot, WORD))
+                    outer.append(WORD(0))
+                    core += [WORD(0)] * (i == row)
+                    continue
+                array = context.make_array(kind)(context, builder, value)
+                pointers.append(builder.ptrtoint(array.data, WORD))
+                shape, steps = (list(cgutils.unpack_tuple(builder, m, kind.ndim)) for m in (array.shape, array.strides))
+                is_batch = kind.ndim == 2 and i != 1
+                outer.append(steps[0] if is_batch else WORD(0))
+                core += steps[1:] if is_batch else steps
+                if i < 2:
+                    sizes += shape if i else shape[:1] if is_batch else [WORD(1)]
+            blocks = []
+            for words in (pointers, sizes, outer + core):
+                block = cgutils.alloca_once(builder, ir.ArrayType(WORD, len(words)))
+                blocks.append(builder.ptrtoint(block, WORD))
+                for i, word in enumerate(words):
+                    _write(builder, blocks[-1], 8 * i, word)
+            loop = builder.load(pointer(builder, builder.add(args[0], WORD(LOOP))), align=8)
+            kind = ir.FunctionType(_INT, [WORD] * 5)
+            failed = builder.call(builder.inttoptr(loop, kind.as_pointer()), [WORD(0), *blocks, WORD(0)])
+            _forget_error(builder, failed)
+            return failed
+
+        return types.int32(types.intp, operands, result), codegen
+
+    return call
 
 
 def lengths(number: int, axes: int) -> Callable[..., Any]:
@@ -179,11 +262,7 @@ def run(first: int) -> Callable[..., Any]:
                 place = builder.add(args[1], WORD(ARRAYS + (first + i) * ARRAY_BYTES))
                 _describe_array(context, builder, kind, builder.extract_value(args[3], i), place)
             failed = _calls(RUN_ADDRESS)(context, builder, sig, args)
-            with builder.if_then(cgutils.is_not_null(builder, failed), likely=False):
-                # The kernel has set an exception; the caller raises its own, which compiled code can catch.
-                state = builder.call(_python(builder, "PyGILState_Ensure", _INT), [])
-                builder.call(_python(builder, "PyErr_Clear", ir.VoidType()), [])
-                builder.call(_python(builder, "PyGILState_Release", ir.VoidType(), _INT), [state])
+            _forget_error(builder, failed)
             return failed
 
         return types.int32(types.intp, types.intp, operands, outputs), codegen

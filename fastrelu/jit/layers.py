@@ -12,6 +12,7 @@ from numba.np.numpy_support import as_dtype
 
 from fastrelu import layers
 from fastrelu.jit import kinds
+from fastrelu.jit.binding import are_apart, call_loop
 from fastrelu.jit.source import OPTIONS, Operand, Result, array_call, declaration
 from fastrelu.operations import LAYERS
 
@@ -59,4 +60,27 @@ def _implementation(name: str, parameters: str, arguments: dict[str, Any]) -> Ca
         results,
         f"fastrelu.{name}({call})",
         [(i, kind) for i, kind in given.items() if isinstance(kind, types.Array)],
+        shortcut=_shortcut(given, dtype),
+        names={"are_apart": are_apart, "call_loop": call_loop([o.dtype for o in operands], 3 if layer.alpha == "(n)" else -1)},
+    )
+
+
+def _shortcut(given: dict[str, Any], dtype: Any) -> str:
+    """Lines for matrices and rows that need no broadcasting: 10 ns instead of 50 before the loop begins."""
+    x, w, b, alpha, out = (given.get(i) for i in ("x", "w", "b", "alpha", "out"))
+    alpha_axes = alpha.ndim if isinstance(alpha, types.Array) else 0
+    is_simple = x.ndim < 3 and w.ndim == 2 and (b is None or b.ndim == 1) and alpha_axes == 0
+    if not is_simple or given.get("mask") is not None or any(a is not None and a.dtype != dtype for a in (x, w, b, out)):
+        return ""
+    if isinstance(alpha, types.Array) or (out is not None and out.ndim != x.ndim):
+        return ""
+    rows = "x.shape[0], " * (x.ndim - 1)
+    tests = ["x.shape[-1] == w.shape[0]", *["b.shape[0] == w.shape[1]"] * (b is not None)]
+    if out is not None:
+        tests += [f"out.shape == ({rows}w.shape[1],)", "are_apart(out, operands)"]
+    return (
+        f"    if {' and '.join(tests)}:\n"
+        f"        result = {f'np.empty(({rows}w.shape[1],), result_dtype0)' if out is None else 'out'}\n"
+        "        if call_loop(place, operands, result) == 0:\n"
+        "            return result\n"
     )

@@ -3,15 +3,17 @@
 A sum has at most `KC` terms here, so that it is one chain, as in the micro-kernel (`fastrelu.kernels.linear`).
 """
 
+from numba.extending import register_jitable
+
 from fastrelu.kernels.linear import activation_of
-from fastrelu.kernels.memory import load_operands, size_of, smaller, words
+from fastrelu.kernels.memory import load_operands, size_of, words
 from fastrelu.kernels.tile import fma_outer, load_row, load_tile, on_rows, store_tile, store_tile_partial, zeros
 from fastrelu.kernels.vector import ELEMENTS
 
 # Multiply-adds up to which this is the faster way, and columns for which there is room on the stack for alpha.
 MAX_WORK, MAX_COLUMNS = 16384, 256
-# Registers of sums that are independent: as many as hide the time that one multiply-add takes.
-VECTORS = 4
+# Registers of sums that are independent: up to as many as hide the time that one multiply-add takes.
+VECTORS = (4, 2, 1)
 
 
 def build(formula: str, dtype: str, vector_bytes: int):
@@ -24,28 +26,47 @@ def build(formula: str, dtype: str, vector_bytes: int):
     element = ELEMENTS[dtype]
     SIZE = size_of(element)
     LANES = vector_bytes // SIZE
-    WIDE = VECTORS * LANES
     activate = on_rows(activation_of(formula))
-    zero, zero_wide = zeros(element, 1, LANES), zeros(element, 1, WIDE)
-    load_wide, load_wide_row = load_tile(element, 1, WIDE), load_row(element, WIDE)
-    load_first = load_operands([(element, False)], LANES, False, partial=True)
+    zero, load_first = zeros(element, 1, LANES), load_operands([(element, False)], LANES, False, partial=True)
+
+    def columns_of(vectors):
+        """The function for the columns of that many registers."""
+        zero, load_bias, load = (
+            make(element, *n, vectors * LANES) for make, n in ((zeros, [1]), (load_tile, [1]), (load_row, []))
+        )
+
+        @register_jitable
+        def columns(x, x_step, w, w_k, k, bias, alpha, y):
+            tile = load_bias(bias, 0) if bias != 0 else zero()
+            for _ in range(k):
+                tile = fma_outer(tile, x, 0, load(w))
+                x += x_step
+                w += w_k
+            store_tile(activate(tile, load(alpha)), y, 0)
+
+        return columns
+
+    four, two, one = map(columns_of, VECTORS)
+    FOUR, TWO = (vectors * LANES for vectors in VECTORS[:2])
 
     def small(task, rows):
         x, x_row, x_step, w, w_k, k, n, bias, bias_row, alpha, y, y_row = words(task, 12)
         while rows > 0:
             j = 0
-            while n - j >= WIDE:
-                at = j * SIZE
-                tile = load_wide(bias + at, 0) if bias != 0 else zero_wide()
-                column, row = x, w + at
-                for _ in range(k):
-                    tile = fma_outer(tile, column, 0, load_wide_row(row))
-                    column += x_step
-                    row += w_k
-                store_tile(activate(tile, load_wide_row(alpha + at)), y + at, 0)
-                j += WIDE
-            while j < n:
-                at, count = j * SIZE, smaller(LANES, n - j)
+            while n - j >= LANES:
+                at, left = j * SIZE, n - j
+                start = bias + at if bias != 0 else 0
+                if left >= FOUR:
+                    four(x, x_step, w + at, w_k, k, start, alpha + at, y + at)
+                    j += FOUR
+                elif left >= TWO:
+                    two(x, x_step, w + at, w_k, k, start, alpha + at, y + at)
+                    j += TWO
+                else:
+                    one(x, x_step, w + at, w_k, k, start, alpha + at, y + at)
+                    j += LANES
+            if j < n:
+                at, count = j * SIZE, n - j
                 tile = load_first((bias + at,), 0, count) if bias != 0 else zero()
                 column, row = x, w + at
                 for _ in range(k):
@@ -53,7 +74,6 @@ def build(formula: str, dtype: str, vector_bytes: int):
                     column += x_step
                     row += w_k
                 store_tile_partial(activate(tile, load_first((alpha + at,), 0, count)[0]), y + at, 0, count)
-                j += LANES
             x += x_row
             bias += bias_row
             y += y_row
