@@ -16,9 +16,12 @@ loads anything: the order of imports does not matter. What is said here once hol
   on numbers is part of it, and like all inlined code stays as it was until that cache is renewed.
 """
 
+from functools import cache
 
+
+@cache
 def register() -> None:
-    """Tell Numba of all functions. Called by Numba; doing it twice is harmless."""
+    """Tell Numba of all functions. Called by Numba."""
     from fastrelu.jit import elementwise, gradients, layers
 
     for module in (elementwise, layers, gradients):
