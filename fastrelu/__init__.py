@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         tanh,
         tanh_backward,
     )
+    from fastrelu.cache import CacheInfo, cache_info, clear_cache, warmup
     from fastrelu.gradients import (
         linear_backward,
         linear_elu_backward,
@@ -57,7 +58,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CacheInfo",
     "PackedWeight",
+    "cache_info",
+    "clear_cache",
     "elu",
     "elu_backward",
     "get_num_threads",
@@ -92,6 +96,7 @@ __all__ = [
     "softplus_backward",
     "tanh",
     "tanh_backward",
+    "warmup",
 ]
 
 
@@ -101,6 +106,8 @@ def _home(name: str) -> str:
         return "gradients" if name.endswith("_backward") else "layers"
     if name in ("PackedWeight", "pack"):
         return "packed"
+    if name in ("CacheInfo", "cache_info", "clear_cache", "warmup"):
+        return "cache"
     return "threads" if name.endswith("threads") else "activations"
 
 

@@ -1,4 +1,4 @@
-"""The command ``python -m fastrelu``: what runs on this machine, and how fast."""
+"""The command ``python -m fastrelu``: what runs on this machine, how fast, and the cache of its compiled kernels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dest="command", metavar="command", description="Without one: info, then a short measurement."
     )
     commands.add_parser("info", help="versions, processor, threads, caches", description="Show what runs on this machine.")
-    command = parser.parse_args(arguments).command
+    cache = commands.add_parser(
+        "cache", help="compiled kernels that are kept", description="Show the cache of compiled kernels."
+    )
+    cache.add_argument("--clear", action="store_true", help="remove them first, those of other versions included")
+    cache.add_argument("--clear-stale", action="store_true", help="remove those of other versions first")
+    warmup = commands.add_parser(
+        "warmup", help="compile kernels now", description="Compile kernels, and keep them in the cache."
+    )
+    warmup.add_argument("functions", nargs="*", help="such as relu, linear_relu; all by default")
+    warmup.add_argument(
+        "--dtypes", nargs="+", default=["float32", "float64"], help="such as float16; float32 and float64 by default"
+    )
+    options = parser.parse_args(arguments)
+    command = options.command
+    if command in ("cache", "warmup"):
+        import fastrelu
+
+        try:
+            if command == "warmup":
+                fastrelu.warmup(options.functions or None, options.dtypes)
+            elif options.clear or options.clear_stale:
+                freed = fastrelu.clear_cache(stale_only=not options.clear)
+                print(f"{freed / 1024:.0f} KiB removed")
+        except (ValueError, OSError) as error:
+            parser.exit(2, f"fastrelu: {error}\n")
+        print(fastrelu.cache_info())
+        return
 
     from fastrelu import report
 

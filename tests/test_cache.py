@@ -1,11 +1,14 @@
 """The cache of compiled kernels can only help: it is never stale, never half written, and no trouble with it breaks a call."""
 
 import errno
+import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import platform
 import shutil
-import tempfile
+import stat
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +18,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import fastrelu
-from fastrelu.native import store
+from fastrelu.native import store, target
 from tests.subprocesses import ROOT, call, run
 
 needs_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="a feature of x86 processors")
@@ -64,10 +67,10 @@ def test_off_writes_nothing(tmp_path):
 # Unusable folders.
 
 
-def warns_once():
+def warns_once(*dtypes):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        relu_is_right("float32", "float64")
+        relu_is_right(*(dtypes or ("float32", "float64")))
     assert [w.category for w in caught] == [RuntimeWarning]
     assert "FASTRELU_CACHE_DIR" in str(caught[0].message)
 
@@ -101,7 +104,7 @@ def test_disk_fills_up(tmp_path):
     assert contents(tmp_path) == {}
 
 
-@pytest.mark.parametrize(("module", "function"), [(os, "replace"), (tempfile, "NamedTemporaryFile"), (Path, "mkdir")])
+@pytest.mark.parametrize(("module", "function"), [(os, "replace"), (store, "open"), (Path, "mkdir")])
 def test_step_of_writing_fails(tmp_path, monkeypatch, module, function):
     def fails(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -109,12 +112,92 @@ def test_step_of_writing_fails(tmp_path, monkeypatch, module, function):
     monkeypatch.setenv("FASTRELU_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(store, "_warned", False)
     with monkeypatch.context() as patch:
-        patch.setattr(module, function, fails)
+        patch.setattr(module, function, fails, raising=False)  # open is not an attribute of the module yet
         with pytest.warns(RuntimeWarning, match="No space left"):
             store.write("kernel", b"code")
         store.write("kernel", b"code")  # a second warning would be an error here
     assert contents(tmp_path) == {}
     assert store.read("kernel") is None
+
+
+# What a process needs to feel permissions: root may write everywhere, by a capability that it can give up.
+HEEDS_PERMISSIONS = """
+import ctypes, os
+if os.geteuid() == 0:
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this process
+    assert ctypes.CDLL(None).capset(header, (ctypes.c_uint32 * 6)()) == 0
+"""
+needs_permissions = pytest.mark.skipif(
+    os.name != "posix" or (os.geteuid() == 0 and sys.platform != "linux"), reason="root may do everything here"
+)
+
+
+@needs_permissions
+def test_read_only_package_and_home(tmp_path):
+    package, home = tmp_path / "package", tmp_path / "home"
+    shutil.copytree(ROOT / "fastrelu", package / "fastrelu", ignore=shutil.ignore_patterns("__pycache__"))
+    home.mkdir()
+    before = contents(tmp_path)
+    for path in [tmp_path, *tmp_path.rglob("*")]:
+        path.chmod(path.stat().st_mode & 0o555)
+    environment = {"PYTHONPATH": f"{package}{os.pathsep}{ROOT}", "HOME": str(home), "PYTHONDONTWRITEBYTECODE": None}
+    try:
+        run(
+            f"""{HEEDS_PERMISSIONS}
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import fastrelu
+assert fastrelu.__file__.startswith({str(package)!r})
+assert not caught
+from tests.test_cache import warns_once
+warns_once()""",
+            env={"FASTRELU_CACHE_DIR": None, "XDG_CACHE_HOME": None, **environment},
+        )
+        assert contents(tmp_path) == before
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def folder_turns_read_only():
+    relu_is_right("float32")
+    os.chmod(store.folder(), 0o555)
+    warns_once("float32", "float64", "int8")
+    os.chmod(store.folder(), 0o755)
+
+
+@needs_permissions
+def test_folder_turns_read_only_while_in_use(tmp_path, filled):
+    code = f"{HEEDS_PERMISSIONS}\nfrom tests.test_cache import folder_turns_read_only\nfolder_turns_read_only()"
+    run(code, env={"FASTRELU_CACHE_DIR": str(tmp_path)})
+    assert contents(tmp_path) == contents(filled)
+
+
+def test_other_users_may_read_what_the_umask_allows(filled):
+    mask = os.umask(0)
+    os.umask(mask)
+    files = [path for path in filled.rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~mask}
+
+
+@pytest.mark.parametrize("step", ["open", "replace"])
+def test_folder_is_cleared_amid_writing(tmp_path, monkeypatch, step):
+    # By another process, between two steps: what had been made for the second is gone.
+    monkeypatch.setenv("FASTRELU_CACHE_DIR", str(tmp_path))
+    module = {"open": store, "replace": os}[step]
+    usual = getattr(module, step, open)
+    clears = [shutil.rmtree]
+
+    def cleared(*arguments):
+        if clears:
+            clears.pop()(store.folder())
+        return usual(*arguments)
+
+    monkeypatch.setattr(module, step, cleared, raising=False)
+    store.write("fastrelu_kernel", b"code")
+    assert not clears
+    assert store.read("fastrelu_kernel") == b"code"
+    assert len(contents(tmp_path)) == 1
 
 
 def folder_disappears(folder):
@@ -154,6 +237,52 @@ def test_damaged_files_are_compiled_again(own, filled):
     assert contents(own) == contents(filled)
 
 
+def layer_is_right():
+    x, w, b = np.arange(-6.0, 6).reshape(4, 3), np.arange(15.0).reshape(3, 5), np.arange(5.0)
+    assert_array_equal(fastrelu.linear_relu(x, w, b), np.maximum(x @ w + b, 0))
+
+
+@pytest.fixture(scope="module")
+def layer(tmp_path_factory) -> Path:
+    """A cache with linear_relu for float64: kernels that call each other."""
+    folder = tmp_path_factory.mktemp("layer")
+    call(layer_is_right, env={"FASTRELU_CACHE_DIR": str(folder)}, timeout=180)
+    return folder
+
+
+def damages(content: bytes) -> list[bytes]:
+    """The content of a file, cut off and with a bit flipped, at its ends and in the checksum, the header and the code."""
+    size = len(content)
+    cut = [content[:end] for end in (0, 1, 31, 32, 33, 96, size // 2, size - 1)]
+    flipped = [
+        content[:i] + bytes([content[i] ^ 16]) + content[i + 1 :] for i in (0, 31, 32, 40, size // 3, size // 2, size - 1)
+    ]
+    return cut + flipped
+
+
+def test_damage_to_real_kernels_is_noticed(tmp_path, monkeypatch, layer):
+    shutil.copytree(layer, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("FASTRELU_CACHE_DIR", str(tmp_path))
+    files = sorted(tmp_path.rglob("fastrelu_*"))
+    assert len(files) > 7
+    whole = [file.read_bytes() for file in files]
+    for i, file in enumerate(files):
+        assert store.read(file.name) == whole[i][32:]
+        for content in (*damages(whole[i]), whole[i - 1]):  # the last is another kernel's
+            file.write_bytes(content)
+            assert store.read(file.name) is None
+        file.write_bytes(whole[i])
+
+
+def test_damaged_layer_is_compiled_again(tmp_path, layer):
+    shutil.copytree(layer, tmp_path, dirs_exist_ok=True)
+    for i, file in enumerate(sorted(tmp_path.rglob("fastrelu_*"))):
+        wrong = damages(file.read_bytes())
+        file.write_bytes(wrong[(i + 3) % len(wrong)])
+    call(layer_is_right, env={"FASTRELU_CACHE_DIR": str(tmp_path)}, timeout=180)
+    assert contents(tmp_path) == contents(layer)
+
+
 # Never stale.
 
 
@@ -176,22 +305,52 @@ def key_of(package: Path) -> str:
 
 
 KERNEL_SOURCES = [
-    *(f"kernels/{path.name}" for path in (ROOT / "fastrelu" / "kernels").glob("*.py")),
-    "native/compiler.py",
-    "native/loops.py",  # the signatures
-    "native/pool.py",  # offsets in the pool's memory, which kernels contain
+    *(f"{folder}/{path.name}" for folder in ("kernels", "native") for path in (ROOT / "fastrelu" / folder).glob("*.py")),
     "operations.py",  # what a loop is compiled for, the grain for one
 ]
 
 
+def test_all_modules_that_kernels_are_built_from_are_known():
+    code = """
+import sys
+from importlib import import_module
+from pathlib import Path
+for name in {sources}:
+    import_module("fastrelu." + name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"))
+root = Path(sys.modules["fastrelu"].__file__).parent
+print(*(Path(m.__file__).relative_to(root).as_posix() for name, m in sys.modules.items() if name.startswith("fastrelu")))
+"""
+    loaded = set(run(code.format(sources=KERNEL_SOURCES)).split())
+    # The first has names only; the second gives the number of threads, which is not compiled into anything.
+    assert loaded - set(KERNEL_SOURCES) == {"__init__.py", "threads.py"}
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    return Path(shutil.copytree(ROOT / "fastrelu", tmp_path_factory.mktemp("package") / "fastrelu"))
+
+
 @pytest.mark.parametrize("source", KERNEL_SOURCES)
-def test_changed_source_is_another_folder(tmp_path, monkeypatch, source):
+def test_changed_source_is_another_folder(package, monkeypatch, source):
     monkeypatch.delenv("FASTRELU_CACHE_DIR", raising=False)
-    package = Path(shutil.copytree(ROOT / "fastrelu", tmp_path / "fastrelu"))
     before = key_of(package)
     with open(package / source, "a") as file:
         file.write("# changed\n")
     assert key_of(package) != before
+
+
+@pytest.mark.parametrize("upgraded", ["numba", "llvmlite", "Python", "processor"])
+def test_upgrade_is_another_folder(monkeypatch, upgraded):
+    monkeypatch.delenv("FASTRELU_CACHE_DIR", raising=False)
+    before = key_of(ROOT / "fastrelu")
+    if upgraded == "Python":
+        monkeypatch.setattr(sys, "version", sys.version + " changed")
+    elif upgraded == "processor":
+        monkeypatch.setattr(target, "cpu_name", lambda: "another")
+    else:
+        usual = importlib.metadata.version
+        monkeypatch.setattr(importlib.metadata, "version", lambda name: usual(name) + ".1" * (name == upgraded))
+    assert key_of(ROOT / "fastrelu") != before
 
 
 def test_changed_formula_counts_at_once(own, tmp_path):
@@ -203,6 +362,39 @@ def test_changed_formula_counts_at_once(own, tmp_path):
     assert run(code, env=both) == "0.0 3.0\n"
     assert run(code, env={**both, "PYTHONPATH": str(tmp_path)}) == "-2.0 0.0\n"
     assert run(code, env=both) == "0.0 3.0\n"
+
+
+def test_sources_are_replaced_while_a_process_runs(tmp_path):
+    # It has imported some of the old modules and would import some of the new: what it compiles then is neither's.
+    package, folder = tmp_path / "fastrelu", tmp_path / "cache"
+    shutil.copytree(ROOT / "fastrelu", package)
+    code = f"""
+from tests.test_cache import relu_is_right
+relu_is_right("float32")
+with open({str(package / "kernels" / "formulas.py")!r}, "a") as file:
+    file.write("# changed\\n")
+relu_is_right("float32", "float64")
+"""
+    run(code, env={"FASTRELU_CACHE_DIR": str(folder), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
+    assert [name for name in contents(folder) if "float64" in name] == []
+    assert len(contents(folder)) == 3
+
+
+def test_bundle_without_versions_or_sources(tmp_path):
+    code = """
+import importlib.metadata
+from pathlib import Path
+def missing(*arguments): raise {error}
+{place} = missing
+from tests.test_cache import relu_is_right
+relu_is_right("float32")
+"""
+    for place, error in (
+        ("importlib.metadata.version", "importlib.metadata.PackageNotFoundError"),
+        ("Path.read_bytes", "FileNotFoundError"),
+    ):
+        run(code.format(place=place, error=error), env={"FASTRELU_CACHE_DIR": str(tmp_path)})
+        assert contents(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
@@ -243,19 +435,28 @@ def test_kernels_that_different_processes_compiled(tmp_path):
     assert call(print_results, *calls, env=environment) == "".join(alone)
 
 
-def test_six_processes_fill_one_empty_cache(tmp_path):
-    dtypes = ("float16", "float32", "float64", "int8", "int32", "uint64")
-    environment = {"FASTRELU_CACHE_DIR": str(tmp_path)}
-    with ThreadPoolExecutor(6) as pool:
-        # Everyone begins with the runtime that all need, then with another type.
-        for result in [
-            pool.submit(call, relu_is_right, *dtypes[i:], *dtypes[:i], env=environment, timeout=120) for i in range(6)
-        ]:
-            result.result()
-    names = [Path(name).name for name in contents(tmp_path)]
-    assert len(names) == 2 + len(dtypes)
-    assert all(name.startswith("fastrelu_") for name in names)
-    run(
-        f"import sys\nfrom tests.test_cache import relu_is_right\nrelu_is_right(*{dtypes})\nassert 'numba' not in sys.modules",
-        env=environment,
-    )
+DTYPES = ("float16", "float32", "float64", "int8", "uint8", "int32", "int64", "uint64")
+LOADS_ALL = f"""
+import sys
+from tests.test_cache import relu_is_right
+relu_is_right(*{DTYPES})
+assert "numba" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("rounds", [3, pytest.param(40, marks=pytest.mark.nightly)])
+def test_eight_processes_fill_one_empty_cache(tmp_path, rounds):
+    # Everyone begins with the runtime that all need, then with another type.
+    orders = [DTYPES[i:] + DTYPES[:i] for i in range(len(DTYPES))]
+    for number in range(rounds):
+        folder = tmp_path / str(number)
+        environment = {"FASTRELU_CACHE_DIR": str(folder)}
+        with ThreadPoolExecutor(len(orders)) as pool:
+            list(pool.map(lambda order: call(relu_is_right, *order, env=environment, timeout=300), orders))  # noqa: B023
+        kernels = {Path(name).name: content for name, content in contents(folder).items()}
+        assert len(kernels) == 2 + len(DTYPES)
+        for name, content in kernels.items():
+            assert name.startswith("fastrelu_")
+            assert content[:32] == hashlib.sha256(name.encode() + b"\0" + content[32:]).digest()
+        run(LOADS_ALL, env=environment)
+        shutil.rmtree(folder)

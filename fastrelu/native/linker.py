@@ -26,6 +26,8 @@ _C_FUNCTIONS = frozenset(
 )
 
 _symbols: dict[str, int] = {}
+_objects: dict[str, bytes] = {}
+_compiled: set[str] = set()
 
 
 @cache
@@ -48,6 +50,7 @@ def _compile(name: str, source: Callable[[], tuple[Callable[..., Any], Any]]) ->
     from fastrelu.native.compiler import compile_object
 
     code: bytes = compile_object(source, name, _C_FUNCTIONS | _symbols.keys())
+    _compiled.add(name)
     store.write(name, code)
     return code
 
@@ -71,4 +74,19 @@ def link(name: str, source: Callable[[], tuple[Callable[..., Any], Any]]) -> int
                     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
                     engine.finalize_object()
                     provide(name, engine.get_function_address(name))
+                    _objects[name] = code
         return _symbols[name]
+
+
+def counts() -> tuple[int, int]:
+    """How many kernels this process has taken from the cache, and how many it has compiled."""
+    with lock:
+        return len(_objects.keys() - _compiled), len(_compiled)
+
+
+def keep_all() -> None:
+    """Write the kernels of this process that the cache has lost since."""
+    with lock:
+        for name, code in list(_objects.items()):
+            if store.read(name) is None:
+                store.write(name, code)
