@@ -93,8 +93,7 @@ def cache_info() -> CacheInfo:
     Examples
     --------
     >>> import fastrelu
-    >>> fastrelu.relu(1.0)
-    1.0
+    >>> y = fastrelu.relu(1.0)
     >>> info = fastrelu.cache_info()
     >>> info.loaded + info.compiled > 0
     True
