@@ -166,6 +166,22 @@ def test_clear_read_only_folder(cache):
     run(HEEDS_PERMISSIONS + arguments)
 
 
+def test_one_file_cannot_be_removed(cache, monkeypatch):
+    put(cache / OLD, "fastrelu_a", "fastrelu_b", "fastrelu_c")
+    usual = os.unlink
+
+    def refuses(path):
+        if path.name == "fastrelu_b":
+            raise PermissionError("fastrelu_b")
+        usual(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuses)
+        with pytest.raises(PermissionError, match="fastrelu_b"):
+            fastrelu.clear_cache()
+    assert [*contents(cache)] == [f"{OLD}/fastrelu_b"]
+
+
 def clear_while_in_use():
     relu_is_right("float32")
     assert fastrelu.clear_cache() > 0
