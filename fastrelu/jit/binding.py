@@ -40,7 +40,20 @@ def _python(builder, name: str, result: ir.Type, *arguments: ir.Type, variadic: 
 
 
 def _ask(context, builder, key: str):
-    """Call ``fastrelu.native.entries.address(key)``; 0, with the reason printed, if it fails."""
+    """Call ``fastrelu.native.entries.address(key)``; 0, with the reason printed, if it fails.
+
+    In a function of its own, so that what is needed once stays out of the caller.
+    """
+    name = builder.module.get_unique_name("fastrelu.ask")
+    function = ir.Function(builder.module, ir.FunctionType(WORD, []), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    inner = ir.IRBuilder(function.append_basic_block())
+    inner.ret(_answer(context, inner, key))
+    return builder.call(function, [])
+
+
+def _answer(context, builder, key: str):
     text = [context.insert_const_string(builder.module, t) for t in ("fastrelu.native.entries", "address", "s", key)]
     state = builder.call(_python(builder, "PyGILState_Ensure", _INT), [])
     answer = cgutils.alloca_once_value(builder, WORD(0))
@@ -162,21 +175,34 @@ def _calls(offset: int):
     return codegen
 
 
-@intrinsic
-def are_apart(typing_context, array, others):
-    """Whether an array shares no memory with others, as far as the first and last bytes of all tell."""
+def _of_operands(count: int, define: Callable[[list[Any]], Any]) -> Callable[..., Any]:
+    """A primitive of that many operands; `define` takes their types. A tuple of them would be counted as one more reference to
+    each array: 5 ns an array, twice.
+    """
+    names = ", ".join(f"o{i}" for i in range(count))
+    namespace: dict[str, Any] = {"define": define}
+    exec(f"def primitive(typing_context, {names}):\n    return define([{names}])\n", namespace)
+    return intrinsic(namespace["primitive"])
 
-    def codegen(context, builder, sig, args):
-        low, high = _span(context, builder, array, args[0])
-        answer = ir.IntType(1)(True)
-        for i, kind in enumerate(others):
-            if isinstance(kind, types.Array):
-                other_low, other_high = _span(context, builder, kind, builder.extract_value(args[1], i))
+
+def are_apart(count: int) -> Callable[..., Any]:
+    """A primitive (array, other arrays) of `count` operands: whether the array shares no memory with the others, as far as the
+    first and last bytes of all tell.
+    """
+
+    def define(kinds):
+        def codegen(context, builder, sig, args):
+            spans = [_span(context, builder, *one) for one in zip(kinds, args, strict=True) if isinstance(one[0], types.Array)]
+            (low, high), *others = spans
+            answer = ir.IntType(1)(True)
+            for other_low, other_high in others:
                 after = builder.icmp_signed(">=", low, other_high)
                 answer = builder.and_(answer, builder.or_(after, builder.icmp_signed("<=", high, other_low)))
-        return answer
+            return answer
 
-    return types.boolean(array, others), codegen
+        return types.boolean(*kinds), codegen
+
+    return _of_operands(count, define)
 
 
 def _span(context, builder, kind, value):
@@ -194,16 +220,14 @@ def _span(context, builder, kind, value):
 
 
 def call_loop(numbers: list[Any], row: int) -> Callable[..., Any]:
-    """A primitive (table, operands, result) that calls the loop of a layer on one or two axes of x, a matrix w, one axis of b,
+    """A primitive (table, x, w, ..., result) that calls the loop of a layer on one or two axes of x, a matrix w, one axis of b,
     and an alpha that is a number, which as operand `row` stands for all columns; 0, or 1 if there is no memory.
     """
 
-    @intrinsic
-    def call(typing_context, table, operands, result):
+    def define(kinds):
         def codegen(context, builder, sig, args):
             outer, core, pointers, sizes = [], [], [], []
-            values = [builder.extract_value(args[1], i) for i in range(len(operands))] + [args[2]]
-            for i, (kind, value) in enumerate(zip((*operands, result), values, strict=True)):
+            for i, (kind, value) in enumerate(zip(kinds[1:], args[1:], strict=True)):
                 if not isinstance(kind, types.Array):
                     slot = cgutils.alloca_once_value(builder, context.cast(builder, value, kind, numbers[i]))
                     pointers.append(builder.ptrtoint(slot, WORD))
@@ -230,9 +254,9 @@ def call_loop(numbers: list[Any], row: int) -> Callable[..., Any]:
             _forget_error(builder, failed)
             return failed
 
-        return types.int32(types.intp, operands, result), codegen
+        return types.int32(*kinds), codegen
 
-    return call
+    return _of_operands(len(numbers) + 2, define)
 
 
 def lengths(number: int, axes: int) -> Callable[..., Any]:

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 from numba.core import types
-from numba.extending import overload
+from numba.extending import overload, register_jitable
 from numba.np.numpy_support import as_dtype
 
 from fastrelu import layers
-from fastrelu.jit import kinds
-from fastrelu.jit.binding import are_apart, call_loop
-from fastrelu.jit.source import OPTIONS, Operand, Result, array_call, declaration
+from fastrelu.jit import binding, kinds
+from fastrelu.jit.source import OPTIONS, Operand, Result, array_call, compiled, declaration
 from fastrelu.operations import LAYERS
 
 
@@ -52,35 +52,62 @@ def _implementation(name: str, parameters: str, arguments: dict[str, Any]) -> Ca
         results.append(Result("mask", mask, types.uint8, axes))
     values = ["{}" if isinstance(kind, types.Array) else "1" if i == "alpha" else "None" for i, kind in given.items()]
     call = ", ".join(f"{i}={value}" if i in ("out", "mask") else value for i, value in zip(given, values, strict=True))
-    return array_call(
-        name,
-        parameters,
-        f"{layer.name} {as_dtype(dtype).name}",
-        operands,
-        results,
-        f"fastrelu.{name}({call})",
-        [(i, kind) for i, kind in given.items() if isinstance(kind, types.Array)],
-        shortcut=_shortcut(given, dtype),
-        names={"are_apart": are_apart, "call_loop": call_loop([o.dtype for o in operands], 3 if layer.alpha == "(n)" else -1)},
-    )
+    key = f"{layer.name} {as_dtype(dtype).name}"
+    arrays = [(i, kind) for i, kind in given.items() if isinstance(kind, types.Array)]
+    general = array_call(name, parameters, key, operands, results, f"fastrelu.{name}({call})", arrays)
+    return _with_shortcut(general, parameters, key, operands, results) if _is_simple(given, dtype) else general
 
 
-def _shortcut(given: dict[str, Any], dtype: Any) -> str:
-    """Lines for matrices and rows that need no broadcasting: 10 ns instead of 50 before the loop begins."""
+def _is_simple(given: dict[str, Any], dtype: Any) -> bool:
+    """Whether there are only matrices and rows of one type, and nothing to broadcast or to cast."""
     x, w, b, alpha, out = (given.get(i) for i in ("x", "w", "b", "alpha", "out"))
-    alpha_axes = alpha.ndim if isinstance(alpha, types.Array) else 0
-    is_simple = x.ndim < 3 and w.ndim == 2 and (b is None or b.ndim == 1) and alpha_axes == 0
-    if not is_simple or given.get("mask") is not None or any(a is not None and a.dtype != dtype for a in (x, w, b, out)):
-        return ""
-    if isinstance(alpha, types.Array) or (out is not None and out.ndim != x.ndim):
-        return ""
-    rows = "x.shape[0], " * (x.ndim - 1)
-    tests = ["x.shape[-1] == w.shape[0]", *["b.shape[0] == w.shape[1]"] * (b is not None)]
-    if out is not None:
-        tests += [f"out.shape == ({rows}w.shape[1],)", "are_apart(out, operands)"]
+    arrays = [array for array in (x, w, b, out) if array is not None]
     return (
-        f"    if {' and '.join(tests)}:\n"
-        f"        result = {f'np.empty(({rows}w.shape[1],), result_dtype0)' if out is None else 'out'}\n"
-        "        if call_loop(place, operands, result) == 0:\n"
-        "            return result\n"
+        (x.ndim < 3 and w.ndim == 2)
+        and (b is None or b.ndim == 1)
+        and (out is None or out.ndim == x.ndim)
+        and not isinstance(alpha, types.Array)
+        and given.get("mask") is None
+        and all(array.dtype == dtype for array in arrays)
     )
+
+
+_SHORTCUT = """
+def {name}({parameters}):
+    place = table()
+    if place != 0 and {tests}:
+        result = {result}
+        if call_loop(place, {operands}, result) == 0:
+            return result
+    return general({arguments})
+"""
+
+
+def _with_shortcut(
+    general: Callable[..., Any], parameters: str, key: str, operands: list[Operand], results: list[Result]
+) -> Callable[..., Any]:
+    """An implementation that calls the loop at once where shapes fit: 25 ns before the loop begins instead of 50."""
+    names = [operand.expression for operand in operands]
+    axes, out = results[0].axes, results[0].kind
+    shape = "(x.shape[0], w.shape[1])" if axes == 2 else "(w.shape[1],)"
+    tests = ["x.shape[-1] == w.shape[0]", *["b.shape[0] == w.shape[1]"] * ("b" in names)]
+    if out is not None:
+        tests += [f"out.shape == {shape}", f"are_apart(out, {', '.join(names)})"]
+    source = _SHORTCUT.format(
+        name=general.__name__,
+        parameters=parameters,
+        tests=" and ".join(tests),
+        result="out" if out is not None else f"np.empty({shape}, dtype)",
+        operands=", ".join(names),
+        arguments=", ".join(parameter.partition("=")[0] for parameter in parameters.split(", ")),
+    )
+    row = next((i for i, operand in enumerate(operands) if operand.is_row), -1)
+    namespace = {
+        "np": np,
+        "dtype": as_dtype(results[0].dtype),
+        "table": binding.table(key),
+        "are_apart": binding.are_apart(len(operands) + 1),
+        "call_loop": binding.call_loop([operand.dtype for operand in operands], row),
+        "general": register_jitable(general),
+    }
+    return compiled(general.__name__, source, namespace)

@@ -53,7 +53,7 @@ def {name}({parameters}):
     if place == 0:
         raise RuntimeError(NO_KERNEL)
 {before}    operands = ({operands},)
-{shortcut}    block = describe(operands, ({given},))
+    block = describe(operands, ({given},))
     if plan(place, block) != 0:
         {fails}
 {make}    if run(place, block, operands, ({results},)) != 0:
@@ -77,10 +77,8 @@ def array_call(
     mentioned: list[tuple[str, Any]],
     *,
     before: str = "",
-    shortcut: str = "",
     after: str = "",
     returned: str = "",
-    names: dict[str, Any] | None = None,
 ) -> Callable[..., Any]:
     """The implementation.
 
@@ -96,16 +94,12 @@ def array_call(
         The same call from Python, with ``{}`` for each array; ``CALL`` in `before` raises what is wrong with it.
     mentioned : list
         These arrays: an expression and the type of each.
-    before, shortcut, after : str
-        Lines around the call, and those that return the result of a simple one. After it the results are called ``r0``, ``r1``
-        and so on.
+    before, after : str
+        Lines around the call. After it the results are called ``r0``, ``r1`` and so on.
     returned : str
         What to return if it is not just the results.
-    names : dict, optional
-        What these lines refer to.
     """
     namespace: dict[str, Any] = {
-        **(names or {}),
         **{"np": np, "NO_KERNEL": NO_KERNEL, "NO_MEMORY": NO_MEMORY, "ShapeError": ShapeError, "call": call},
         **{"table": binding.table(key), "plan": binding.plan, "run": binding.run(len(operands))},
     }
@@ -142,7 +136,6 @@ def array_call(
         before=before.replace("CALL", fails),
         fails=fails,
         operands=", ".join(values),
-        shortcut=shortcut,
         given=", ".join(given),
         make=make,
         results=", ".join(names),
