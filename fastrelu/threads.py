@@ -1,9 +1,12 @@
 """How many threads one call may use."""
 
+import _thread
+import ctypes
 import operator
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from fastrelu.native import pool
 
@@ -36,6 +39,44 @@ def default_num_threads() -> int:
     return min(asked, pool.MAX_THREADS)
 
 
+def _default() -> int:
+    """The default of this process: found out once, so that it is what every call uses and what is reported."""
+    count = pool.read(pool.DEFAULT)
+    if count == 0:
+        count = default_num_threads()
+        pool.write(pool.DEFAULT, count)
+    return count
+
+
+def _answer() -> int:
+    try:
+        return _default()
+    except KeyboardInterrupt:
+        # Nothing can be raised through a kernel, nor by this thread before it is back in there: another one sends the
+        # interrupt again when this one has let go of the GIL. The call uses one thread.
+        _thread.start_new_thread(_thread.interrupt_main, ())
+        return 1
+
+
+@cache
+def ask() -> int:
+    """The address of a C function that kernels call while the default is unknown. It takes the GIL by itself."""
+    function = ctypes.CFUNCTYPE(ctypes.c_int64)(_answer)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(function))  # the code that refers to it is never freed either
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    assert address is not None
+    return address
+
+
+def _in_child() -> None:
+    # Affinity, environment, and whether the process is one of many workers may be others than in the parent.
+    pool.write(pool.DEFAULT, 0)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
 def get_num_threads() -> int:
     """The number of threads that one call may use, in this process.
 
@@ -51,7 +92,7 @@ def get_num_threads() -> int:
     >>> fastrelu.get_num_threads() >= 1
     True
     """
-    return pool.read(pool.LIMIT) or default_num_threads()
+    return pool.read(pool.LIMIT) or _default()
 
 
 def set_num_threads(count: int, /) -> None:
@@ -96,9 +137,9 @@ def num_threads(count: int, /) -> Iterator[None]:
     ...     fastrelu.get_num_threads()
     1
     """
-    before = get_num_threads()
+    before = pool.read(pool.LIMIT)  # 0 if nobody has set a number, which then holds again
     set_num_threads(count)
     try:
         yield
     finally:
-        set_num_threads(before)
+        pool.write(pool.LIMIT, before)

@@ -12,6 +12,7 @@ from numpy.testing import assert_array_equal
 
 import fastrelu
 import fastrelu.ufuncs
+from fastrelu import threads
 from tests.subprocesses import call
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -152,3 +153,84 @@ def executor():
 
 def test_process_pool_executor():
     call(executor, env=FOUR)
+
+
+# The number of threads.
+
+needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="only Linux tells how many threads there are")
+
+
+def threads_of_a_call() -> int:
+    """How many threads the first long call of a process has."""
+    before = len(os.listdir("/proc/self/task"))
+    assert is_right()
+    return 1 + len(os.listdir("/proc/self/task")) - before
+
+
+def child_asks_again(reports_first):
+    def child():
+        os.environ["FASTRELU_NUM_THREADS"] = "3"
+        if reports_first:
+            return (fastrelu.get_num_threads(), threads_of_a_call()) == (3, 3)
+        return (threads_of_a_call(), fastrelu.get_num_threads()) == (3, 3)
+
+    assert is_right()
+    assert fastrelu.get_num_threads() == 4
+    assert ended_well(start_child(child))
+    # Neither the parent nor a child in which nothing has changed is another.
+    os.environ["FASTRELU_NUM_THREADS"] = "2"
+    assert fastrelu.get_num_threads() == 4
+    del os.environ["FASTRELU_NUM_THREADS"]
+    os.environ["OMP_NUM_THREADS"] = "5"
+    assert ended_well(start_child(lambda: threads_of_a_call() == fastrelu.get_num_threads() == 5))
+
+
+@needs_proc
+@pytest.mark.parametrize("reports_first", [False, True])
+def test_child_finds_out_anew_how_many_threads_it_may_use(reports_first):
+    call(child_asks_again, reports_first, env=FOUR)
+
+
+def child_keeps_what_was_set():
+    def child():
+        os.environ["FASTRELU_NUM_THREADS"] = "2"
+        return fastrelu.get_num_threads() == threads_of_a_call() == 3
+
+    assert is_right()
+    with fastrelu.num_threads(3):
+        assert ended_well(start_child(child))
+    # After the block nothing is set, as before it.
+    os.environ["FASTRELU_NUM_THREADS"] = "5"
+    assert ended_well(start_child(lambda: fastrelu.get_num_threads() == threads_of_a_call() == 5))
+    fastrelu.set_num_threads(3)
+    assert ended_well(start_child(child))
+
+
+@needs_proc
+def test_child_keeps_the_number_of_threads_that_was_set():
+    call(child_keeps_what_was_set, env=FOUR)
+
+
+def interrupted_question():
+    asked = []
+
+    def interrupt():
+        asked.append(1)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return 3
+
+    def child():
+        threads.default_num_threads = interrupt
+        try:
+            is_right(), time.sleep(30)
+        except KeyboardInterrupt:
+            return is_right() and fastrelu.get_num_threads() == 3 and len(asked) == 2
+        return False
+
+    assert is_right()
+    assert ended_well(start_child(child))
+
+
+def test_interrupt_of_a_kernel_that_asks_for_the_number_of_threads():
+    call(interrupted_question, env=FOUR)

@@ -154,6 +154,31 @@ def test_first_use_within_num_threads():
     call(first_use_within_num_threads, env={"FASTRELU_NUM_THREADS": "4"})
 
 
+def reported_is_used():
+    assert fastrelu.get_num_threads() == 4
+    os.environ["FASTRELU_NUM_THREADS"] = "6"  # too late: a number that has been reported stays
+    load()
+    before = os_threads()
+    result("relu", "float32")
+    assert len(os_threads() - before) + 1 == fastrelu.get_num_threads() == 4
+
+
+@needs_proc
+def test_reported_number_is_that_of_calls():
+    call(reported_is_used, env={"FASTRELU_NUM_THREADS": "4"})
+
+
+def block_before_anything_is_asked():
+    with fastrelu.num_threads(3):
+        pass
+    os.environ["FASTRELU_NUM_THREADS"] = "5"
+    assert fastrelu.get_num_threads() == 5
+
+
+def test_block_leaves_nothing_set():
+    call(block_before_anything_is_asked, env={"FASTRELU_NUM_THREADS": "4"})
+
+
 def affinity_counts():
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     assert fastrelu.get_num_threads() == 1

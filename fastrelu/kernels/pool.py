@@ -26,6 +26,7 @@ from fastrelu.kernels.memory import (
     atomic_write,
     call_address,
     callback_address,
+    larger,
     read_word,
     set_float_status,
     smaller,
@@ -37,8 +38,10 @@ from fastrelu.kernels.memory import (
     write_words,
 )
 from fastrelu.native.pool import (
+    ASK,
     BUSY,
     CONDITION,
+    DEFAULT,
     JOB,
     LIMIT,
     MUTEX,
@@ -75,7 +78,20 @@ _sched_yield = types.ExternalFunction("sched_yield", _int())
 pool_address = symbol_address(POOL)
 in_parallel = types.ExternalFunction(PARALLEL_FOR, types.void(_word, _word, _word))
 """`parallel_for`, as other kernels call it."""
+_ask = types.ExternalFunction(ASK, _word())
 _SIG_BLOCK, _SIG_SETMASK = (1, 3) if sys.platform == "darwin" else (0, 2)
+
+
+@register_jitable
+def thread_limit():
+    """How many threads a call may use. Only the first call of a forked child has to ask Python."""
+    pool = pool_address()
+    limit = read_word(pool + LIMIT)
+    if limit == 0:
+        limit = read_word(pool + DEFAULT)
+        if limit == 0:
+            limit = larger(_ask(), 1)
+    return limit
 
 
 @register_jitable
@@ -190,7 +206,7 @@ def parallel_for(function, argument, parts):
         How many calls to make. All have returned when this function returns.
     """
     pool = pool_address()
-    team = smaller(read_word(pool + LIMIT), parts)
+    team = smaller(thread_limit(), parts)
     if team < 2 or not _own_pool(pool) or not atomic_replace(pool + BUSY, 0, 1):
         serial_for(function, argument, parts)
         return

@@ -10,7 +10,7 @@ from typing import Any
 from fastrelu.native import errors, linker, matrix, pool, target
 from fastrelu.native.guard import lock
 from fastrelu.operations import Fused, Gradient, Loop
-from fastrelu.threads import default_num_threads
+from fastrelu.threads import ask, get_num_threads
 
 Source = tuple[Callable[..., Any], Any]
 """A Python function to compile, and its Numba signature."""
@@ -19,8 +19,8 @@ Source = tuple[Callable[..., Any], Any]
 @cache
 def _runtime() -> None:
     """Provide what all loops call: the pool's memory, the pool, the driver."""
-    if pool.read(pool.LIMIT) == 0:
-        pool.write(pool.LIMIT, default_num_threads())
+    get_num_threads()  # asked for now, so that only kernels of a forked child have to call Python
+    linker.provide(pool.ASK, ask())
     pool.write(pool.CACHE, target.last_level_cache())
     linker.provide(pool.POOL, ctypes.addressof(pool.memory))
     linker.provide(errors.ERRORS, ctypes.addressof(errors.table))

@@ -9,6 +9,7 @@ import ctypes
 POOL = "fastrelu_pool"
 PARALLEL_FOR = "fastrelu_parallel_for"
 ELEMENTWISE = "fastrelu_elementwise"
+ASK = "fastrelu_ask_num_threads"
 
 MAX_THREADS = 256
 
@@ -18,10 +19,11 @@ BUSY = 64  # 1 while a caller has the pool
 STATE = 128  # the current job's generation, whether it is open, and the number of workers inside
 JOB = 192  # function, argument, threads that take part
 SLEEPERS = 256  # workers that wait on the condition
-LIMIT = 320  # threads that a job may use, the caller included; set from Python
+LIMIT = 320  # threads that a job may use, the caller included, as a program has asked for; 0 if it has not
 CACHE = 328  # bytes beyond which streaming stores pay; set from Python
 STARTED = 336  # workers that exist
 SCRATCH_KEY = 344  # of the threads' own memory, plus 1
+DEFAULT = 352  # what holds while LIMIT is 0; 0 until somebody needs it, and again in a forked child
 MUTEX = 384
 CONDITION = 512
 SIGNALS = 640  # two signal sets of 128 bytes
