@@ -4,11 +4,12 @@ import _thread
 import ctypes
 import operator
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-from fastrelu.native import pool
+from fastrelu.native import pool, quota
 
 
 def _from_environment(name: str) -> int | None:
@@ -20,22 +21,21 @@ def _from_environment(name: str) -> int | None:
     return count if count > 0 else None
 
 
-def _cgroup_quota() -> int | None:
-    """The processors that the container's quota amounts to, rounded up."""
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            quota, period = file.read().split()
-        return None if quota == "max" else -(-int(quota) // int(period))
-    except (OSError, ValueError):
-        return None
+def _is_worker() -> bool:
+    """Whether `multiprocessing`, or what builds on it, started this process; nothing is imported to find out."""
+    module = sys.modules.get("multiprocessing.process")
+    # Until all that it was sent is unpickled, a process that was not forked does not know its parent yet.
+    return module is not None and (module.parent_process() is not None or hasattr(module.current_process(), "_inheriting"))
 
 
 def default_num_threads() -> int:
-    """``FASTRELU_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the processors this process may run on."""
+    """What holds in this process unless a program sets another number, as `get_num_threads` describes it."""
     asked = _from_environment("FASTRELU_NUM_THREADS") or _from_environment("OMP_NUM_THREADS")
+    if asked is None and _is_worker():
+        asked = 1
     if asked is None:
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        asked = min(allowed, _cgroup_quota() or allowed)
+        asked = min(allowed, quota.processors() or allowed)
     return min(asked, pool.MAX_THREADS)
 
 
@@ -83,8 +83,15 @@ def get_num_threads() -> int:
     Returns
     -------
     int
-        What `set_num_threads` set, else ``FASTRELU_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the number of
-        processors that this process may run on (affinity and container quota considered).
+        What `set_num_threads` set. Else ``FASTRELU_NUM_THREADS``, else ``OMP_NUM_THREADS``. Else 1 in a process that
+        `multiprocessing` started, or what builds on it (``ProcessPoolExecutor``, joblib, dask): as many workers as there
+        are processors, each with as many threads, would be in each other's way. Else the processors that this process may
+        run on, by its affinity and the quotas of its container.
+
+    Notes
+    -----
+    The default is found out at the first call or the first question, and later changes of the environment do not count. A
+    forked process finds it out anew, but inherits what `set_num_threads` has set.
 
     Examples
     --------
