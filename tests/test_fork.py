@@ -13,6 +13,7 @@ from numpy.testing import assert_array_equal
 import fastrelu
 import fastrelu.ufuncs
 from fastrelu import threads
+from tests.jobs import Job, eventually
 from tests.subprocesses import call
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -153,6 +154,23 @@ def executor():
 
 def test_process_pool_executor():
     call(executor, env=FOUR)
+
+
+def fork_amid_jobs():
+    fastrelu.set_num_threads(4)
+    jobs = [Job(10) for _ in range(5)]
+    assert [eventually(lambda job=job: len(job.working) > 0) for job in jobs] == [True] * 5
+
+    def child():
+        job = Job(10)
+        return job.has(4) and job.end() == list(range(10))
+
+    assert ended_well(start_child(child))
+    assert [job.end() for job in jobs] == [list(range(10))] * 5
+
+
+def test_child_does_not_count_callers_that_it_has_lost():
+    call(fork_amid_jobs)
 
 
 # The number of threads.

@@ -24,6 +24,7 @@ import fastrelu.ufuncs
 from fastrelu.native import quota
 from fastrelu.operations import FLOATS, OPERATIONS
 from fastrelu.threads import default_num_threads
+from tests.jobs import Job
 from tests.subprocesses import call, run
 
 # More than two parts of every operation, and no multiple of anything.
@@ -406,6 +407,56 @@ def eight_callers_of_the_pool():
 
 def test_eight_callers_of_the_pool_while_its_limit_changes():
     call(eight_callers_of_the_pool, timeout=120)
+
+
+def workers_make_room():
+    fastrelu.set_num_threads(4)
+    first = Job(100)
+    assert first.has(4)
+    second = Job(10)
+    assert second.has(1)
+    first.step()  # between two parts a worker sees that there is another caller
+    assert first.has(3)
+    others = [Job(10), Job(10)]
+    first.step()
+    assert first.has(1)
+    first.step()  # the caller itself always works
+    assert first.has(1)
+    crowd = [Job(10), Job(10)]
+    first.step()
+    assert [job.has(1) for job in (first, second, *others, *crowd)] == [True] * 6
+    for job in (*crowd, *others):
+        assert job.end() == list(range(10))
+    assert first.has(3)  # they come back without being asked
+    assert second.end() == list(range(10))
+    assert first.has(4)
+    assert first.end() == list(range(100))
+
+
+def test_workers_make_room_for_other_callers_and_come_back():
+    call(workers_make_room)
+
+
+def crowd_keeps_the_pool_asleep():
+    fastrelu.set_num_threads(3)
+    first = Job(10)
+    assert first.has(3)
+    others = [Job(10), Job(10)]
+    assert [job.has(1) for job in others] == [True, True]
+    assert first.end() == list(range(10))
+    late = Job(10)  # the pool is free, but three threads are at work with this one
+    assert late.has(1)
+    assert [job.end() for job in others] == [list(range(10))] * 2
+    assert late.has(1)
+    again = Job(10)  # has the pool, but for the worker in whose place the late one works
+    assert again.has(2)
+    assert late.end() == list(range(10))
+    assert again.has(3)
+    assert again.end() == list(range(10))
+
+
+def test_crowd_of_callers_leaves_the_pool_alone():
+    call(crowd_keeps_the_pool_asleep)
 
 
 def workers_block_signals():

@@ -6,7 +6,8 @@ is POSIX threads and four atomic words. A job is published in `STATE`; workers t
 too, and it returns when no part is left and every worker that joined has left again. It never waits for a worker that
 has not woken up.
 
-* Several callers at once: the first has the pool, the others do their parts themselves.
+* Several callers at once: the first has the pool, the others do their parts themselves. As many workers make room, between
+  two parts, as there are other callers, and come back when those have finished.
 * After a fork the child has no workers; the first job there notices that the process is another and starts its own.
 * At interpreter exit nothing has to be stopped: no worker ever touches Python.
 
@@ -40,6 +41,7 @@ from fastrelu.kernels.memory import (
 from fastrelu.native.pool import (
     ASK,
     BUSY,
+    CALLERS,
     CONDITION,
     DEFAULT,
     JOB,
@@ -95,8 +97,17 @@ def thread_limit():
 
 
 @register_jitable
+def _has_room(pool, me):
+    """Whether a worker may run beside all callers."""
+    return me < read_word(pool + JOB + 24) - (atomic_read(pool + CALLERS) - 1)
+
+
+@register_jitable
 def _work(pool, me):
-    """Run parts of the current job: this thread's own range first, so that its data stay in its cache, then the others'."""
+    """Run parts of the current job: this thread's own range first, so that its data stay in its cache, then the others'.
+
+    Returns False if a worker makes room and leaves parts to the others.
+    """
     function, argument, team = words(pool + JOB, 3)
     for turn in range(team):
         part_range = pool + RANGES + 64 * ((me + turn) % team)
@@ -104,7 +115,10 @@ def _work(pool, me):
         part = atomic_add(part_range, 1)
         while part < end:
             call_address(function, argument, part)
+            if me > 0 and not _has_room(pool, me):
+                return False
             part = atomic_add(part_range, 1)
+    return True
 
 
 @register_jitable
@@ -113,17 +127,17 @@ def _is_news(state, seen):
 
 
 @register_jitable
-def _await_job(pool, seen):
-    """Return the state once it announces another job than `seen`: spin first, then sleep."""
+def _await_job(pool, seen, me):
+    """Return the state once it announces another job than `seen`, and there is room: spin first, then sleep."""
     for _ in range(SPINS):
         state = atomic_read(pool + STATE)
-        if _is_news(state, seen):
+        if _is_news(state, seen) and _has_room(pool, me):
             return state
         spin_pause()
     _mutex_lock(pool + MUTEX)
     atomic_add(pool + SLEEPERS, 1)
     state = atomic_read(pool + STATE)
-    while not _is_news(state, seen):
+    while not (_is_news(state, seen) and _has_room(pool, me)):
         _condition_wait(pool + CONDITION, pool + MUTEX)
         state = atomic_read(pool + STATE)
     atomic_add(pool + SLEEPERS, -1)
@@ -137,15 +151,17 @@ def _worker(me):
     set_float_status(DEFAULT_FLOAT_STATUS)  # else it would be that of the thread which started this one
     seen = 0
     while True:
-        state = _await_job(pool, seen)
-        seen = state >> 32
+        state = _await_job(pool, seen, me)
+        generation, is_over = state >> 32, True
         # The job's fields are those of `state` as long as joining succeeds: it fails once the job is closed or replaced.
-        while _is_news(state, 0) and state >> 32 == seen and me < read_word(pool + JOB + 16):
+        while _is_news(state, 0) and state >> 32 == generation and me < read_word(pool + JOB + 16):
             if atomic_replace(pool + STATE, state, state + 1):
-                _work(pool, me)
+                is_over = _work(pool, me)
                 atomic_add(pool + STATE, -1)
                 break
             state = atomic_read(pool + STATE)
+        if is_over:
+            seen = generation
 
 
 _worker_address = callback_address(_worker, 1)
@@ -165,6 +181,7 @@ def _own_pool(pool):
     atomic_write(pool + BUSY, 0)
     atomic_write(pool + STATE, 0)
     atomic_write(pool + SLEEPERS, 0)
+    atomic_write(pool + CALLERS, 0)
     write_word(pool + STARTED, 0)
     atomic_write(pool + OWNER, process)
     return True
@@ -193,6 +210,37 @@ def serial_for(function, argument, parts):
         call_address(function, argument, part)
 
 
+@register_jitable
+def _wake(pool):
+    if atomic_read(pool + SLEEPERS) > 0:
+        _mutex_lock(pool + MUTEX)
+        _condition_broadcast(pool + CONDITION)
+        _mutex_unlock(pool + MUTEX)
+
+
+@register_jitable
+def _team_for(pool, function, argument, parts, limit):
+    """`parallel_for` with the pool, which this caller has."""
+    team = 1 + _start_workers(pool, smaller(limit, parts) - 1)
+    write_words(pool + JOB, (function, argument, team, limit))
+    for member in range(team):
+        write_words(pool + RANGES + 64 * member, (parts * member // team, parts * (member + 1) // team))
+    generation = (atomic_read(pool + STATE) >> 32) + 1
+    atomic_write(pool + STATE, generation << 32 | OPEN)
+    _wake(pool)
+    _work(pool, 0)
+    # Close the job, then wait for those inside.
+    state = atomic_add(pool + STATE, -OPEN) - OPEN
+    spins = 0
+    while state & (OPEN - 1) != 0:
+        spin_pause()
+        spins += 1
+        if spins > SPINS:
+            _sched_yield()
+        state = atomic_read(pool + STATE)
+    atomic_write(pool + BUSY, 0)
+
+
 def parallel_for(function, argument, parts):
     """Call ``function(argument, part)`` for every part in ``range(parts)``, on several threads, in any order.
 
@@ -205,29 +253,15 @@ def parallel_for(function, argument, parts):
     parts : intp
         How many calls to make. All have returned when this function returns.
     """
-    pool = pool_address()
-    team = smaller(thread_limit(), parts)
-    if team < 2 or not _own_pool(pool) or not atomic_replace(pool + BUSY, 0, 1):
+    pool, limit = pool_address(), thread_limit()
+    if smaller(limit, parts) < 2 or not _own_pool(pool):
         serial_for(function, argument, parts)
         return
-    team = 1 + _start_workers(pool, team - 1)
-    write_words(pool + JOB, (function, argument, team))
-    for member in range(team):
-        write_words(pool + RANGES + 64 * member, (parts * member // team, parts * (member + 1) // team))
-    generation = (atomic_read(pool + STATE) >> 32) + 1
-    atomic_write(pool + STATE, generation << 32 | OPEN)
-    if atomic_read(pool + SLEEPERS) > 0:
-        _mutex_lock(pool + MUTEX)
-        _condition_broadcast(pool + CONDITION)
-        _mutex_unlock(pool + MUTEX)
-    _work(pool, 0)
-    # Close the job, then wait for those inside.
-    state = atomic_add(pool + STATE, -OPEN) - OPEN
-    spins = 0
-    while state & (OPEN - 1) != 0:
-        spin_pause()
-        spins += 1
-        if spins > SPINS:
-            _sched_yield()
-        state = atomic_read(pool + STATE)
-    atomic_write(pool + BUSY, 0)
+    others = atomic_add(pool + CALLERS, 1)
+    if limit - others < 2 or not atomic_replace(pool + BUSY, 0, 1):
+        serial_for(function, argument, parts)
+    else:
+        _team_for(pool, function, argument, parts, limit)
+    callers = atomic_add(pool + CALLERS, -1) - 1
+    if atomic_read(pool + STATE) & OPEN != 0 and callers < read_word(pool + JOB + 24):
+        _wake(pool)  # a worker that has made room

@@ -17,7 +17,7 @@ MAX_THREADS = 256
 OWNER = 0  # process that the workers belong to, negative while one thread sets the pool up
 BUSY = 64  # 1 while a caller has the pool
 STATE = 128  # the current job's generation, whether it is open, and the number of workers inside
-JOB = 192  # function, argument, threads that take part
+JOB = 192  # function, argument, threads that take part, threads that all callers together may have
 SLEEPERS = 256  # workers that wait on the condition
 LIMIT = 320  # threads that a job may use, the caller included, as a program has asked for; 0 if it has not
 CACHE = 328  # bytes beyond which streaming stores pay; set from Python
@@ -27,6 +27,7 @@ DEFAULT = 352  # what holds while LIMIT is 0; 0 until somebody needs it, and aga
 MUTEX = 384
 CONDITION = 512
 SIGNALS = 640  # two signal sets of 128 bytes
+CALLERS = 896  # calls that are inside `parallel_for` with more than one part
 RANGES = 1024  # for each thread that takes part: next part, end of its own parts; 64 bytes apart
 _SIZE = RANGES + 64 * MAX_THREADS
 
