@@ -69,6 +69,8 @@ def ask() -> int:
 
 
 def _in_child() -> None:
+    # For systems without `MADV_WIPEONFORK`: numbers of processes are used again.
+    pool.write(pool.OWNER, 0)
     # Affinity, environment, and whether the process is one of many workers may be others than in the parent.
     pool.write(pool.DEFAULT, 0)
 

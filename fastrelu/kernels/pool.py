@@ -8,7 +8,7 @@ has not woken up.
 
 * Several callers at once: the first has the pool, the others do their parts themselves. As many workers make room, between
   two parts, as there are other callers, and come back when those have finished.
-* After a fork the child has no workers; the first job there notices that the process is another and starts its own.
+* After a fork the child has no workers, and the word that tells whose they are is 0 or another process: it starts its own.
 * At interpreter exit nothing has to be stopped: no worker ever touches Python.
 
 The words of the pool stand in a block of memory that `fastrelu.native.pool` lays out and provides.
