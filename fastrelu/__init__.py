@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         linear_softplus,
         linear_tanh,
     )
+    from fastrelu.memory import release_memory
     from fastrelu.packed import PackedWeight, pack
     from fastrelu.threads import get_num_threads, num_threads, set_num_threads
 
@@ -82,6 +83,7 @@ __all__ = [
     "pack",
     "prelu",
     "prelu_backward",
+    "release_memory",
     "relu",
     "relu_backward",
     "relu_derivative",
@@ -101,6 +103,8 @@ def _home(name: str) -> str:
         return "gradients" if name.endswith("_backward") else "layers"
     if name in ("PackedWeight", "pack"):
         return "packed"
+    if name == "release_memory":
+        return "memory"
     return "threads" if name.endswith("threads") else "activations"
 
 

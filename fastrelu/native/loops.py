@@ -7,6 +7,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from fastrelu import memory
 from fastrelu.native import errors, linker, matrix, pool, target
 from fastrelu.native.guard import lock
 from fastrelu.operations import Fused, Gradient, Loop
@@ -65,6 +66,21 @@ def _panels() -> Source:
     from fastrelu.kernels.panels import part
 
     return part, types.int32(types.intp, types.intp)
+
+
+def _tidy() -> Source:
+    from numba import types
+
+    from fastrelu.kernels.scratch import tidy
+
+    return tidy, types.intp(types.intp, types.intp)
+
+
+@cache
+def _link_panels() -> None:
+    linker.link(matrix.PART, _panels)
+    if os.name == "posix":
+        memory.use(linker.link(pool.TIDY, _tidy))
 
 
 def _product() -> Source:
@@ -133,7 +149,7 @@ def address_of_fused(spec: Fused) -> int:
     first, last = matrix.split_formula(spec)
     with lock:
         _runtime()
-        linker.link(matrix.PART, _panels)
+        _link_panels()
         linker.link(matrix.PRODUCT, _product)
         _link_packing(dtype, vector_bytes)
         _link_packing(sums, vector_bytes)
@@ -168,7 +184,7 @@ def address_of_gradient(spec: Gradient) -> int:
     sums = tiling.sum_dtype
     with lock:
         _runtime()
-        linker.link(matrix.PART, _panels)
+        _link_panels()
         linker.link(matrix.PACK_WEIGHT, _pack_weight)
         linker.link(matrix.BACKWARD, _backward)
         _link_packing(dtype, vector_bytes)

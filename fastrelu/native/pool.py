@@ -14,8 +14,10 @@ POOL = "fastrelu_pool"
 PARALLEL_FOR = "fastrelu_parallel_for"
 ELEMENTWISE = "fastrelu_elementwise"
 ASK = "fastrelu_ask_num_threads"
+TIDY = "fastrelu_tidy"
 
 MAX_THREADS = 256
+MAX_SCRATCHES = 1024
 
 # Offsets in bytes. Words that different threads write stand in different cache lines.
 OWNER = 0  # process that the workers belong to, negative while one thread sets the pool up; alone on its pages
@@ -27,14 +29,15 @@ SLEEPERS = _REST + 192  # workers that wait on the condition
 LIMIT = _REST + 256  # threads that a job may use, the caller included, as a program has asked for; 0 if it has not
 CACHE = _REST + 264  # bytes beyond which streaming stores pay; set from Python
 STARTED = _REST + 272  # workers that exist
-SCRATCH_KEY = _REST + 280  # of the threads' own memory, plus 1
+SCRATCH_KEY = _REST + 280  # under which a thread finds its entry of `SCRATCHES`, plus 1
 DEFAULT = _REST + 288  # what holds while LIMIT is 0; 0 until somebody needs it, and again in a forked child
 MUTEX = _REST + 320
 CONDITION = _REST + 448
 SIGNALS = _REST + 576  # two signal sets of 128 bytes
 CALLERS = _REST + 832  # calls that are inside `parallel_for` with more than one part
 RANGES = _REST + 960  # for each thread that takes part: next part, end of its own parts; 64 bytes apart
-_SIZE = RANGES + 64 * MAX_THREADS
+SCRATCHES = RANGES + 64 * MAX_THREADS  # for each thread that packs its memory: address, bytes, state; 64 bytes apart
+_SIZE = SCRATCHES + 64 * MAX_SCRATCHES
 
 _WIPE_ON_FORK = 18  # MADV_WIPEONFORK of Linux 4.14
 
