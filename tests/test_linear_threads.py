@@ -514,20 +514,21 @@ def release_what_three_threads_keep():
     assert fastrelu.release_memory() == 0  # no kernel is there yet
     given = [operands(*shape) for shape in SHAPES]
     expected = [fastrelu.linear_relu(*one) for one in given]
+    large = operands(900, 1000, 650)  # so long that a worker is awake in time also on a busy machine
     kept = threading.Event(), threading.Event()
 
     def idle():
         fastrelu.linear_relu(*given[2])
         kept[0].set()
-        kept[1].wait(60)
+        kept[1].wait(20)
         assert_array_equal(fastrelu.linear_relu(*given[2]), expected[2])
 
     with ThreadPoolExecutor(1) as threads:
         done = threads.submit(idle)
-        assert kept[0].wait(60)
-        deadline = time.monotonic() + 30
+        assert kept[0].wait(20)
+        deadline = time.monotonic() + 15
         while len(entries()) < 4 and time.monotonic() < deadline:  # until each worker has had a part
-            fastrelu.linear_relu(*given[2])
+            fastrelu.linear_relu(*large)
         before, count = memory("VmRSS"), len(entries())
         assert count == 4  # the caller, two workers, and the other thread of Python
         released = fastrelu.release_memory()
