@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         linear_softplus,
         linear_tanh,
     )
+    from fastrelu.memory import release_memory
     from fastrelu.packed import PackedWeight, pack
     from fastrelu.threads import get_num_threads, num_threads, set_num_threads
 
@@ -86,6 +87,7 @@ __all__ = [
     "pack",
     "prelu",
     "prelu_backward",
+    "release_memory",
     "relu",
     "relu_backward",
     "relu_derivative",
@@ -108,6 +110,8 @@ def _home(name: str) -> str:
         return "packed"
     if name in ("CacheInfo", "cache_info", "clear_cache", "warmup"):
         return "cache"
+    if name == "release_memory":
+        return "memory"
     return "threads" if name.endswith("threads") else "activations"
 
 

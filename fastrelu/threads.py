@@ -1,11 +1,15 @@
 """How many threads one call may use."""
 
+import _thread
+import ctypes
 import operator
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
-from fastrelu.native import pool
+from fastrelu.native import pool, quota
 
 
 def _from_environment(name: str) -> int | None:
@@ -17,23 +21,62 @@ def _from_environment(name: str) -> int | None:
     return count if count > 0 else None
 
 
-def _cgroup_quota() -> int | None:
-    """The processors that the container's quota amounts to, rounded up."""
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            quota, period = file.read().split()
-        return None if quota == "max" else -(-int(quota) // int(period))
-    except (OSError, ValueError):
-        return None
+def _is_worker() -> bool:
+    """Whether `multiprocessing`, or what builds on it, started this process; nothing is imported to find out."""
+    module = sys.modules.get("multiprocessing.process")
+    # Until all that it was sent is unpickled, a process that was not forked does not know its parent yet.
+    return module is not None and (module.parent_process() is not None or hasattr(module.current_process(), "_inheriting"))
 
 
 def default_num_threads() -> int:
-    """``FASTRELU_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the processors this process may run on."""
+    """What holds in this process unless a program sets another number, as `get_num_threads` describes it."""
     asked = _from_environment("FASTRELU_NUM_THREADS") or _from_environment("OMP_NUM_THREADS")
+    if asked is None and _is_worker():
+        asked = 1
     if asked is None:
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        asked = min(allowed, _cgroup_quota() or allowed)
+        asked = min(allowed, quota.processors() or allowed)
     return min(asked, pool.MAX_THREADS)
+
+
+def _default() -> int:
+    """The default of this process: found out once, so that it is what every call uses and what is reported."""
+    count = pool.read(pool.DEFAULT)
+    if count == 0:
+        count = default_num_threads()
+        pool.write(pool.DEFAULT, count)
+    return count
+
+
+def _answer() -> int:
+    try:
+        return _default()
+    except KeyboardInterrupt:
+        # Nothing can be raised through a kernel, nor by this thread before it is back in there: another one sends the
+        # interrupt again when this one has let go of the GIL. The call uses one thread.
+        _thread.start_new_thread(_thread.interrupt_main, ())
+        return 1
+
+
+@cache
+def ask() -> int:
+    """The address of a C function that kernels call while the default is unknown. It takes the GIL by itself."""
+    function = ctypes.CFUNCTYPE(ctypes.c_int64)(_answer)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(function))  # the code that refers to it is never freed either
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    assert address is not None
+    return address
+
+
+def _in_child() -> None:
+    # For systems without `MADV_WIPEONFORK`: numbers of processes are used again.
+    pool.write(pool.OWNER, 0)
+    # Affinity, environment, and whether the process is one of many workers may be others than in the parent.
+    pool.write(pool.DEFAULT, 0)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def get_num_threads() -> int:
@@ -42,8 +85,15 @@ def get_num_threads() -> int:
     Returns
     -------
     int
-        What `set_num_threads` set, else ``FASTRELU_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the number of
-        processors that this process may run on (affinity and container quota considered).
+        What `set_num_threads` set. Else ``FASTRELU_NUM_THREADS``, else ``OMP_NUM_THREADS``. Else 1 in a process that
+        `multiprocessing` started, or what builds on it (``ProcessPoolExecutor``, joblib, dask): as many workers as there
+        are processors, each with as many threads, would be in each other's way. Else the processors that this process may
+        run on, by its affinity and the quotas of its container.
+
+    Notes
+    -----
+    The default is found out at the first call or the first question, and later changes of the environment do not count. A
+    forked process finds it out anew, but inherits what `set_num_threads` has set.
 
     Examples
     --------
@@ -51,7 +101,7 @@ def get_num_threads() -> int:
     >>> fastrelu.get_num_threads() >= 1
     True
     """
-    return pool.read(pool.LIMIT) or default_num_threads()
+    return pool.read(pool.LIMIT) or _default()
 
 
 def _checked(count: object, function: str) -> int:
@@ -100,9 +150,10 @@ def num_threads(count: int, /) -> Iterator[None]:
     ...     fastrelu.get_num_threads()
     1
     """
-    number, before = _checked(count, "num_threads"), get_num_threads()
+    number = _checked(count, "num_threads")
+    before = pool.read(pool.LIMIT)  # 0 if nobody has set a number, which then holds again
     set_num_threads(number)
     try:
         yield
     finally:
-        set_num_threads(before)
+        pool.write(pool.LIMIT, before)

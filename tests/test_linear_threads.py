@@ -22,6 +22,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fastrelu
+from fastrelu.native import pool
 from fastrelu.operations import FLOATS
 from tests.subprocesses import call, run
 
@@ -34,6 +35,7 @@ SHAPES = [(5, 7, 9), (60, 300, 400), (900, 257, 65), (1, 700, 900), (3000, 64, 5
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="only Linux tells how much memory is used")
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of other allocators it is unknown what they keep")
 
 
 def operands(m: int, k: int, n: int, dtype: str = "float32") -> tuple[np.ndarray, ...]:
@@ -455,7 +457,6 @@ def call_without_memory(room):
 
 
 ONE_ARENA = {**STRICT_MALLOC, "MALLOC_ARENA_MAX": "1"}
-needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of other allocators it is unknown what they keep")
 
 
 # Numbers of bytes that are left: no scratch memory fits, or all that is needed.
@@ -498,3 +499,192 @@ def peak_of_a_large_product(packed):
 @pytest.mark.parametrize("packed", [False, True])
 def test_large_product_allocates_next_to_nothing(packed):
     call(peak_of_a_large_product, packed, env=STRICT_MALLOC)
+
+
+# Memory given back on request.
+
+
+def entries() -> list[list[int]]:
+    """The memory that threads keep for packing: address, bytes and state."""
+    starts = range(pool.SCRATCHES, pool.SCRATCHES + 64 * pool.MAX_SCRATCHES, 64)
+    return [entry for at in starts if (entry := [pool.read(at + 8 * i) for i in range(3)])[2] != 0]
+
+
+def release_what_three_threads_keep():
+    assert fastrelu.release_memory() == 0  # no kernel is there yet
+    given = [operands(*shape) for shape in SHAPES]
+    expected = [fastrelu.linear_relu(*one) for one in given]
+    large = operands(900, 1000, 650)  # so long that a worker is awake in time also on a busy machine
+    kept = threading.Event(), threading.Event()
+
+    def idle():
+        fastrelu.linear_relu(*given[0])  # so small that it is this thread's own work
+        kept[0].set()
+        kept[1].wait(20)
+        assert_array_equal(fastrelu.linear_relu(*given[0]), expected[0])
+
+    with ThreadPoolExecutor(1) as threads:
+        done = threads.submit(idle)
+        assert kept[0].wait(20)
+        deadline = time.monotonic() + 15
+        while len(entries()) < 4 and time.monotonic() < deadline:  # until each worker has had a part
+            fastrelu.linear_relu(*large)
+        before, count = memory("VmRSS"), len(entries())
+        assert count == 4  # the caller, two workers, and the other thread of Python
+        released = fastrelu.release_memory()
+        # Large pages of 2 MB if the system has given some, else what was touched.
+        assert count * 300_000 < released <= count << 21
+        assert 0.9 * released < before - memory("VmRSS") < 1.1 * released + 1e6
+        assert fastrelu.release_memory() == 0
+        for one, result in zip(given, expected, strict=True):
+            assert_array_equal(fastrelu.linear_relu(*one), result)
+        assert 0 < fastrelu.release_memory() <= released
+        kept[1].set()
+        done.result()
+
+
+@needs_proc
+def test_idle_memory_is_given_back_on_request():
+    call(release_what_three_threads_keep, env={"FASTRELU_NUM_THREADS": "3", **STRICT_MALLOC})
+
+
+def freed_memory_is_given_back():
+    small = [np.ones(8000) for _ in range(1000)]  # 64 MB that the allocator does not give back by itself,
+    last = small.pop()  # because of what lies behind
+    small.clear()
+    before = memory("VmRSS")
+    fastrelu.release_memory()
+    assert before - memory("VmRSS") > 50e6
+    assert last.sum() == 8000
+
+
+@needs_proc
+@needs_glibc
+def test_freed_memory_is_given_back_on_request():
+    call(freed_memory_is_given_back)
+
+
+def release_amid_calls():
+    with callers(4):
+        released = [fastrelu.release_memory() for _ in range(200) if not time.sleep(0.005)]
+    assert sum(released) > 0
+    assert is_right()
+
+
+def test_memory_is_given_back_while_others_calculate():
+    call(release_amid_calls, env=FOUR, timeout=120)
+
+
+def release_while_threads_end():
+    given = operands(900, 257, 65)
+    expected = fastrelu.linear_relu(*given)
+    for _ in range(60):
+        threads = [threading.Thread(target=fastrelu.linear_relu, args=given) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            fastrelu.release_memory()
+    assert len(entries()) == 1  # those of threads that have ended are free again
+    assert_array_equal(fastrelu.linear_relu(*given), expected)
+
+
+def test_memory_is_given_back_while_threads_end():
+    call(release_while_threads_end, env={"FASTRELU_NUM_THREADS": "1"})
+
+
+def no_entry_is_left():
+    given = operands(900, 257, 65)
+    with fastrelu.num_threads(1):
+        expected = fastrelu.linear_relu(*given)
+    for at in range(pool.SCRATCHES, pool.SCRATCHES + 64 * pool.MAX_SCRATCHES, 64):
+        pool.write(at + 16, pool.read(at + 16) or 3)
+
+    def calls():
+        assert_array_equal(fastrelu.linear_relu(*given), expected)
+        before = memory("VmRSS")
+        for _ in range(50):
+            assert_array_equal(fastrelu.linear_relu(*given), expected)
+        assert memory("VmRSS") - before < 10e6
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(calls).result()
+    calls()
+
+
+@needs_proc
+def test_more_threads_than_the_table_has_entries():
+    call(no_entry_is_left, env={**FOUR, **STRICT_MALLOC})
+
+
+def nested_forks(depth):
+    given = operands(900, 257, 65)
+    expected = fastrelu.linear_relu(*given)
+    sizes = []
+
+    def generation(left):
+        if len(entries()) > 1:  # this thread's
+            return False
+        if not (fastrelu.linear_relu(*given) == expected).all():
+            return False
+        keep_three()
+        sizes.append(memory("VmData"))
+        # The memory of three threads is 12 MB of addresses.
+        return sizes[-1] < sizes[0] + 4e6 and (left == 0 or ended_well(start_child(lambda: generation(left - 1))))
+
+    def keep(ready):
+        fastrelu.linear_relu(*given)
+        ready.set()
+        time.sleep(3600)
+
+    def keep_three():
+        for ready in [threading.Event() for _ in range(3)]:
+            threading.Thread(target=keep, args=(ready,), daemon=True).start()
+            assert ready.wait(20)
+        assert len(entries()) == 4
+
+    keep_three()
+    assert ended_well(start_child(lambda: generation(depth)))
+    assert len(entries()) == 4
+
+
+@needs_proc
+@needs_fork
+def test_nested_forks_leak_no_memory():
+    call(nested_forks, 6, env={"FASTRELU_NUM_THREADS": "1", **STRICT_MALLOC})
+
+
+def fork_while_memory_is_given_back():
+    stop = threading.Event()
+
+    def release():
+        while not stop.is_set():
+            fastrelu.release_memory()
+
+    releaser = threading.Thread(target=release)
+    releaser.start()
+    with callers(2):
+        assert all(ended_well(start_child(lambda: is_right() and len(entries()) <= 4)) for _ in range(30))
+    stop.set()
+    releaser.join()
+
+
+@needs_fork
+def test_thirty_children_while_memory_is_given_back():
+    call(fork_while_memory_is_given_back, env=FOUR, timeout=180)
+
+
+def state_that_nobody_ends():
+    given = operands(900, 257, 65)
+    expected = fastrelu.linear_relu(*given)
+    (at,) = (at for at in range(pool.SCRATCHES, pool.SCRATCHES + 64 * pool.MAX_SCRATCHES, 64) if pool.read(at))
+    pool.write(at + 16, 4)  # being given back, by a thread that a fork in C code has lost
+    assert_array_equal(fastrelu.linear_relu(*given), expected)
+    pool.write(at + 16, 1)
+    assert_array_equal(fastrelu.linear_relu(*given), expected)
+    pool.write(at + 16, 4)
+    assert ended_well(start_child(lambda: entries()[0][2] == 1 and is_right()))
+
+
+@needs_fork
+def test_thread_does_not_wait_for_ever_for_its_memory():
+    call(state_that_nobody_ends, env={"FASTRELU_NUM_THREADS": "1"})

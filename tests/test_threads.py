@@ -6,12 +6,13 @@ What can hang or kill a process runs in a fresh one.
 import _thread
 import atexit
 import importlib.util
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -20,12 +21,15 @@ from numpy.testing import assert_array_equal
 
 import fastrelu
 import fastrelu.ufuncs
+from fastrelu.native import quota
 from fastrelu.operations import FLOATS, OPERATIONS
 from fastrelu.threads import default_num_threads
+from tests.jobs import Job
 from tests.subprocesses import call, run
 
 # More than two parts of every operation, and no multiple of anything.
 LONG = 300_007
+NEITHER = {"FASTRELU_NUM_THREADS": None, "OMP_NUM_THREADS": None}  # for `call`
 # Those with a formula of their own.
 NAMES = sorted(name for name, operation in OPERATIONS.items() if not operation.formula)
 
@@ -154,6 +158,31 @@ def test_first_use_within_num_threads():
     call(first_use_within_num_threads, env={"FASTRELU_NUM_THREADS": "4"})
 
 
+def reported_is_used():
+    assert fastrelu.get_num_threads() == 4
+    os.environ["FASTRELU_NUM_THREADS"] = "6"  # too late: a number that has been reported stays
+    load()
+    before = os_threads()
+    result("relu", "float32")
+    assert len(os_threads() - before) + 1 == fastrelu.get_num_threads() == 4
+
+
+@needs_proc
+def test_reported_number_is_that_of_calls():
+    call(reported_is_used, env={"FASTRELU_NUM_THREADS": "4"})
+
+
+def block_before_anything_is_asked():
+    with fastrelu.num_threads(3):
+        pass
+    os.environ["FASTRELU_NUM_THREADS"] = "5"
+    assert fastrelu.get_num_threads() == 5
+
+
+def test_block_leaves_nothing_set():
+    call(block_before_anything_is_asked, env={"FASTRELU_NUM_THREADS": "4"})
+
+
 def affinity_counts():
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     assert fastrelu.get_num_threads() == 1
@@ -161,7 +190,165 @@ def affinity_counts():
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
 def test_affinity():
-    call(affinity_counts, env={"FASTRELU_NUM_THREADS": None, "OMP_NUM_THREADS": None})
+    call(affinity_counts, env=NEITHER)
+
+
+# Quotas of control groups. A folder of them is written as {path: content}.
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        # Version 2: the group itself, the groups around it, and the top of the mount, which may be the container's group.
+        ("0::/", {}, None),
+        ("0::/", {"cpu.max": "max 100000"}, None),
+        ("0::/", {"cpu.max": "200000 100000"}, 2),
+        ("0::/", {"cpu.max": "200001 100000"}, 3),
+        ("0::/", {"cpu.max": "1000 100000"}, 1),
+        ("0::/a/b", {"a/b/cpu.max": "300000 100000"}, 3),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "250000 50000", "cpu.max": "900000 100000"}, 5),
+        ("0::/a/b", {"a/b/cpu.max": "400000 100000", "a/cpu.max": "300000 100000", "c/cpu.max": "100000 100000"}, 3),
+        ("0::/elsewhere", {"cpu.max": "150000 100000"}, 2),
+        ("0::/../a", {"cpu.max": "40 10", "a/cpu.max": "10 10", "../a/cpu.max": "10 10"}, 4),
+        # Version 1: each controller has folders of its own, sometimes shared by two.
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "350000", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        ("1:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "50000", "cpu/a/cpu.cfs_period_us": "100000"}, 1),
+        ("1:cpu,cpuacct:/a", {"cpu,cpuacct/a/cpu.cfs_quota_us": "20", "cpu,cpuacct/a/cpu.cfs_period_us": "10"}, 2),
+        ("1:cpuacct,cpu:/a", {"cpuacct,cpu/a/cpu.cfs_quota_us": "20", "cpuacct,cpu/a/cpu.cfs_period_us": "10"}, 2),
+        ("1:cpu:/x", {"cpu/cpu.cfs_quota_us": "20", "cpu/cpu.cfs_period_us": "10"}, 2),
+        ("1:memory:/a\n2:cpuset:/a", {"cpu/a/cpu.cfs_quota_us": "20", "cpu/a/cpu.cfs_period_us": "10"}, None),
+        # Both: version 2 beside the folders of version 1.
+        ("1:cpu:/\n0::/a", {"unified/a/cpu.max": "70 10", "cpu/cpu.cfs_quota_us": "80", "cpu/cpu.cfs_period_us": "10"}, 7),
+        # What Linux does not write, or a list of groups that cannot be read.
+        ("0::/", {"cpu.max": "many"}, None),
+        ("0::/", {"cpu.max": ""}, None),
+        ("0::/", {"cpu.max": "100000"}, None),
+        ("0::/", {"cpu.max": "100000 0"}, None),
+        ("nothing\n0::/a:b", {"a:b/cpu.max": "40 10"}, 4),
+        (None, {"cpu.max": "40 10"}, 4),
+    ],
+)
+def test_smallest_quota_of_the_groups_around_the_process_counts(tmp_path, groups, files, expected):
+    if groups is not None:
+        (tmp_path / "groups").write_text(groups + "\n")
+    for name, content in files.items():
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).write_text(content + "\n")
+    assert quota.processors(tmp_path / "groups", tmp_path / "root") == expected
+
+
+@pytest.mark.parametrize(("processors", "expected"), [(None, 3), (2, 2), (5, 3)])
+def test_quota_and_affinity(monkeypatch, processors, expected):
+    for name in NEITHER:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 4, 5}, raising=False)
+    monkeypatch.setattr(quota, "processors", lambda: processors)
+    assert default_num_threads() == expected
+
+
+# Processes of which there are many.
+
+
+def count_in_worker(_=None) -> tuple[int, int]:
+    """What a worker reports, and how many threads its first long call has."""
+    load()
+    before = os_threads()
+    result("relu", "float32")
+    return fastrelu.get_num_threads(), len(os_threads() - before) + 1
+
+
+def send_count(connection, set_to=None):
+    if set_to:
+        fastrelu.set_num_threads(set_to)
+    connection.send(count_in_worker())
+
+
+class Unpickled:
+    """Calls and reports while a worker reads what it was sent, before it runs anything."""
+
+    def __init__(self):
+        self.counts = ()
+
+    def __setstate__(self, _):
+        self.counts = count_in_worker()
+
+    def __getstate__(self):
+        return {"x": 1}
+
+    def __call__(self, connection):
+        connection.send(self.counts)
+
+
+def workers_have_one_thread(method):
+    os.sched_getaffinity = lambda _: set(range(5))  # so that a forked worker would have more than one
+    result("relu", "float32")
+    context = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe()
+
+    def answer(target, *arguments):
+        process = context.Process(target=target, args=(theirs, *arguments))
+        process.start()
+        process.join()
+        return ours.recv()
+
+    assert answer(send_count) == (1, 1)
+    assert answer(send_count, 3) == (3, 3)
+    if method != "fork":
+        assert answer(Unpickled()) == (1, 1)
+    with context.Pool(2) as pool:
+        assert pool.map(count_in_worker, range(2), 1)[0] == (1, 1)
+    with ProcessPoolExecutor(1, context) as processes:
+        assert processes.submit(count_in_worker).result() == (1, 1)
+    os.environ["OMP_NUM_THREADS"] = "4"
+    assert answer(send_count) == ((4, 4) if method != "forkserver" else (1, 1))  # that server's environment is older
+
+
+METHODS = [method for method in ("fork", "forkserver", "spawn") if method in multiprocessing.get_all_start_methods()]
+
+
+@needs_proc
+@pytest.mark.parametrize("method", METHODS)
+def test_worker_process_has_one_thread_unless_told_otherwise(method):
+    call(workers_have_one_thread, method, env=NEITHER, timeout=120)
+
+
+def workers_of_joblib():
+    import joblib
+
+    os.sched_getaffinity = lambda _: set(range(5))
+    counts = joblib.Parallel(2, backend="multiprocessing")(joblib.delayed(count_in_worker)() for _ in range(2))
+    assert counts[0] == (1, 1)
+    # It hands each of its own processes a share of the processors, in variables of the environment.
+    with joblib.parallel_config("loky", inner_max_num_threads=3):
+        counts = joblib.Parallel(2)(joblib.delayed(count_in_worker)() for _ in range(2))
+    assert counts[0] == (3, 3)
+
+
+@needs_proc
+def test_workers_of_joblib():
+    pytest.importorskip("joblib")
+    call(workers_of_joblib, env=NEITHER, timeout=120)
+
+
+def chunks_of_dask(scheduler):
+    import dask
+    import dask.array
+
+    x = np.linspace(-1, 1, LONG, dtype=np.float32)
+    expected = fastrelu.relu(x)
+    with dask.config.set(scheduler=scheduler, num_workers=4):
+        for _ in range(5):
+            assert_array_equal(fastrelu.relu(dask.array.from_array(x, LONG // 3)).compute(), expected)
+        if scheduler == "processes":
+            assert dask.compute(dask.delayed(count_in_worker)())[0] == (1, 1)
+
+
+@needs_proc
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_chunks_of_dask(scheduler):
+    pytest.importorskip("dask")
+    call(chunks_of_dask, scheduler, env=NEITHER, timeout=120)
 
 
 # Many callers.
@@ -220,6 +407,56 @@ def eight_callers_of_the_pool():
 
 def test_eight_callers_of_the_pool_while_its_limit_changes():
     call(eight_callers_of_the_pool, timeout=120)
+
+
+def workers_make_room():
+    fastrelu.set_num_threads(4)
+    first = Job(100)
+    assert first.has(4)
+    second = Job(10)
+    assert second.has(1)
+    first.step()  # between two parts a worker sees that there is another caller
+    assert first.has(3)
+    others = [Job(10), Job(10)]
+    first.step()
+    assert first.has(1)
+    first.step()  # the caller itself always works
+    assert first.has(1)
+    crowd = [Job(10), Job(10)]
+    first.step()
+    assert [job.has(1) for job in (first, second, *others, *crowd)] == [True] * 6
+    for job in (*crowd, *others):
+        assert job.end() == list(range(10))
+    assert first.has(3)  # they come back without being asked
+    assert second.end() == list(range(10))
+    assert first.has(4)
+    assert first.end() == list(range(100))
+
+
+def test_workers_make_room_for_other_callers_and_come_back():
+    call(workers_make_room)
+
+
+def crowd_keeps_the_pool_asleep():
+    fastrelu.set_num_threads(3)
+    first = Job(10)
+    assert first.has(3)
+    others = [Job(10), Job(10)]
+    assert [job.has(1) for job in others] == [True, True]
+    assert first.end() == list(range(10))
+    late = Job(10)  # the pool is free, but three threads are at work with this one
+    assert late.has(1)
+    assert [job.end() for job in others] == [list(range(10))] * 2
+    assert late.has(1)
+    again = Job(10)  # has the pool, but for the worker in whose place the late one works
+    assert again.has(2)
+    assert late.end() == list(range(10))
+    assert again.has(3)
+    assert again.end() == list(range(10))
+
+
+def test_crowd_of_callers_leaves_the_pool_alone():
+    call(crowd_keeps_the_pool_asleep)
 
 
 def workers_block_signals():

@@ -34,7 +34,7 @@ from fastrelu.kernels.memory import (
     write_words,
 )
 from fastrelu.kernels.panels import COPY_GROUP, DIRECT_ROWS, FORMED_BYTES, MC, copy_out
-from fastrelu.kernels.pool import pool_address
+from fastrelu.kernels.pool import thread_limit
 from fastrelu.kernels.problem import (
     AS_W,
     AS_X,
@@ -70,7 +70,6 @@ from fastrelu.native.matrix import (
     Y_IN,
     describe_backward,
 )
-from fastrelu.native.pool import LIMIT
 from fastrelu.operations import KC, Gradient
 
 # Bytes of a slab so small that the batch is divided in any case, for dy and y to come from memory only once: twice the speed
@@ -115,7 +114,7 @@ def _backward(description, dx_problem, dw_problem, db, sizes):
     m, k, n = sizes
     NR = read_word(description + TILING + 16)
     SIZE = read_word(description + TYPE + 8)
-    threads = read_word(pool_address() + LIMIT)
+    threads = thread_limit()
     job, dx_task, dw_task = stack(JOB), stack(40), stack(40)
     dx_parts = divide(dx_problem, dx_task) if dx_problem != 0 and m > 0 else 0
     dw_parts = divide(dw_problem, dw_task) if dw_problem != 0 else 0

@@ -22,8 +22,8 @@ from fastrelu.kernels.memory import (
     write_word,
     write_words,
 )
-from fastrelu.kernels.pool import in_parallel, pool_address
-from fastrelu.native.pool import LIMIT
+from fastrelu.kernels.pool import in_parallel, pool_address, thread_limit
+from fastrelu.native.pool import CACHE
 
 # A loop describes itself in words: the number of operands, the output being the last; the elements below which a part is
 # not worth handing to another thread; the number of the input that is often a single value, or -1; four functions
@@ -143,15 +143,14 @@ def elementwise(loop, args, steps, n):
         Number of elements.
     """
     operands, grain = words(loop, 2)
-    threads, cache = words(pool_address() + LIMIT, 2)
-    parts = smaller(PARTS_PER_THREAD * threads, n // grain)
+    parts = smaller(PARTS_PER_THREAD * thread_limit(), n // grain)
     for i in range(operands - 1):
         if parts > 1 and _overlap(loop, args, steps, n, i, operands - 1):
             # NumPy lets a loop run on such memory where working in order gives the right result.
             parts = 1
     # A multiple of 64 elements keeps the parts of aligned arrays aligned.
     chunk = larger(n, 1) if parts < 2 else ((n - 1) // parts + 64) & -64
-    streaming = parts > 1 and _should_stream(loop, args, steps, n, cache)
+    streaming = parts > 1 and _should_stream(loop, args, steps, n, read_word(pool_address() + CACHE))
     task = stack(48)
     write_words(task, (loop, args, steps, n, chunk, streaming))
     in_parallel(_part_address(), task, (n - 1) // chunk + 1)

@@ -27,14 +27,13 @@ from fastrelu.kernels.memory import (
     write_words,
 )
 from fastrelu.kernels.panels import COPY_GROUP, MC, copy_out, rows_of_part
-from fastrelu.kernels.pool import in_parallel, pool_address, serial_for
+from fastrelu.kernels.pool import in_parallel, serial_for, thread_limit
 from fastrelu.kernels.problem import BIAS, DZ, OPTIONS, PROBLEM, SIZES, SMALL, THIN, TILING, TYPE, X, Y
 from fastrelu.kernels.scratch import free, malloc
 from fastrelu.kernels.small import MAX_COLUMNS, MAX_WORK
 from fastrelu.kernels.thin import MAX_ROWS
 from fastrelu.native.errors import NO_MEMORY, WRONG_MASK
 from fastrelu.native.matrix import PART
-from fastrelu.native.pool import LIMIT
 from fastrelu.operations import KC
 
 # Multiply-adds below which a product stays on one thread, and those that are worth a part. An element of w costs as much as 8
@@ -58,7 +57,7 @@ def divide(problem, task):
     """Divide a product into parts for the threads: writes the task that `part` takes and returns how many parts it has."""
     m, k, n, description = words(problem + SIZES, 4)
     MR, _, NR = words(description + TILING, 3)
-    threads = read_word(pool_address() + LIMIT)
+    threads = thread_limit()
     work = (m + W_COST) * n * larger(k, 1)
     most_rows = rows_of_part(problem)
     row_parts, column_parts, unit = larger(ceil(m, most_rows), 1), 1, NR

@@ -6,8 +6,9 @@ is POSIX threads and four atomic words. A job is published in `STATE`; workers t
 too, and it returns when no part is left and every worker that joined has left again. It never waits for a worker that
 has not woken up.
 
-* Several callers at once: the first has the pool, the others do their parts themselves.
-* After a fork the child has no workers; the first job there notices that the process is another and starts its own.
+* Several callers at once: the first has the pool, the others do their parts themselves. As many workers make room, between
+  two parts, as there are other callers, and come back when those have finished.
+* After a fork the child has no workers, and the word that tells whose they are is 0 or another process: it starts its own.
 * At interpreter exit nothing has to be stopped: no worker ever touches Python.
 
 The words of the pool stand in a block of memory that `fastrelu.native.pool` lays out and provides.
@@ -26,6 +27,7 @@ from fastrelu.kernels.memory import (
     atomic_write,
     call_address,
     callback_address,
+    larger,
     read_word,
     set_float_status,
     smaller,
@@ -37,8 +39,11 @@ from fastrelu.kernels.memory import (
     write_words,
 )
 from fastrelu.native.pool import (
+    ASK,
     BUSY,
+    CALLERS,
     CONDITION,
+    DEFAULT,
     JOB,
     LIMIT,
     MUTEX,
@@ -75,12 +80,34 @@ _sched_yield = types.ExternalFunction("sched_yield", _int())
 pool_address = symbol_address(POOL)
 in_parallel = types.ExternalFunction(PARALLEL_FOR, types.void(_word, _word, _word))
 """`parallel_for`, as other kernels call it."""
+_ask = types.ExternalFunction(ASK, _word())
 _SIG_BLOCK, _SIG_SETMASK = (1, 3) if sys.platform == "darwin" else (0, 2)
 
 
 @register_jitable
+def thread_limit():
+    """How many threads a call may use. Only the first call of a forked child has to ask Python."""
+    pool = pool_address()
+    limit = read_word(pool + LIMIT)
+    if limit == 0:
+        limit = read_word(pool + DEFAULT)
+        if limit == 0:
+            limit = larger(_ask(), 1)
+    return limit
+
+
+@register_jitable
+def _has_room(pool, me):
+    """Whether a worker may run beside all callers."""
+    return me < read_word(pool + JOB + 24) - (atomic_read(pool + CALLERS) - 1)
+
+
+@register_jitable
 def _work(pool, me):
-    """Run parts of the current job: this thread's own range first, so that its data stay in its cache, then the others'."""
+    """Run parts of the current job: this thread's own range first, so that its data stay in its cache, then the others'.
+
+    Returns False if a worker makes room and leaves parts to the others.
+    """
     function, argument, team = words(pool + JOB, 3)
     for turn in range(team):
         part_range = pool + RANGES + 64 * ((me + turn) % team)
@@ -88,7 +115,10 @@ def _work(pool, me):
         part = atomic_add(part_range, 1)
         while part < end:
             call_address(function, argument, part)
+            if me > 0 and not _has_room(pool, me):
+                return False
             part = atomic_add(part_range, 1)
+    return True
 
 
 @register_jitable
@@ -97,17 +127,17 @@ def _is_news(state, seen):
 
 
 @register_jitable
-def _await_job(pool, seen):
-    """Return the state once it announces another job than `seen`: spin first, then sleep."""
+def _await_job(pool, seen, me):
+    """Return the state once it announces another job than `seen`, and there is room: spin first, then sleep."""
     for _ in range(SPINS):
         state = atomic_read(pool + STATE)
-        if _is_news(state, seen):
+        if _is_news(state, seen) and _has_room(pool, me):
             return state
         spin_pause()
     _mutex_lock(pool + MUTEX)
     atomic_add(pool + SLEEPERS, 1)
     state = atomic_read(pool + STATE)
-    while not _is_news(state, seen):
+    while not (_is_news(state, seen) and _has_room(pool, me)):
         _condition_wait(pool + CONDITION, pool + MUTEX)
         state = atomic_read(pool + STATE)
     atomic_add(pool + SLEEPERS, -1)
@@ -121,15 +151,17 @@ def _worker(me):
     set_float_status(DEFAULT_FLOAT_STATUS)  # else it would be that of the thread which started this one
     seen = 0
     while True:
-        state = _await_job(pool, seen)
-        seen = state >> 32
+        state = _await_job(pool, seen, me)
+        generation, is_over = state >> 32, True
         # The job's fields are those of `state` as long as joining succeeds: it fails once the job is closed or replaced.
-        while _is_news(state, 0) and state >> 32 == seen and me < read_word(pool + JOB + 16):
+        while _is_news(state, 0) and state >> 32 == generation and me < read_word(pool + JOB + 16):
             if atomic_replace(pool + STATE, state, state + 1):
-                _work(pool, me)
+                is_over = _work(pool, me)
                 atomic_add(pool + STATE, -1)
                 break
             state = atomic_read(pool + STATE)
+        if is_over:
+            seen = generation
 
 
 _worker_address = callback_address(_worker, 1)
@@ -149,6 +181,7 @@ def _own_pool(pool):
     atomic_write(pool + BUSY, 0)
     atomic_write(pool + STATE, 0)
     atomic_write(pool + SLEEPERS, 0)
+    atomic_write(pool + CALLERS, 0)
     write_word(pool + STARTED, 0)
     atomic_write(pool + OWNER, process)
     return True
@@ -177,6 +210,37 @@ def serial_for(function, argument, parts):
         call_address(function, argument, part)
 
 
+@register_jitable
+def _wake(pool):
+    if atomic_read(pool + SLEEPERS) > 0:
+        _mutex_lock(pool + MUTEX)
+        _condition_broadcast(pool + CONDITION)
+        _mutex_unlock(pool + MUTEX)
+
+
+@register_jitable
+def _team_for(pool, function, argument, parts, limit):
+    """`parallel_for` with the pool, which this caller has."""
+    team = 1 + _start_workers(pool, smaller(limit, parts) - 1)
+    write_words(pool + JOB, (function, argument, team, limit))
+    for member in range(team):
+        write_words(pool + RANGES + 64 * member, (parts * member // team, parts * (member + 1) // team))
+    generation = (atomic_read(pool + STATE) >> 32) + 1
+    atomic_write(pool + STATE, generation << 32 | OPEN)
+    _wake(pool)
+    _work(pool, 0)
+    # Close the job, then wait for those inside.
+    state = atomic_add(pool + STATE, -OPEN) - OPEN
+    spins = 0
+    while state & (OPEN - 1) != 0:
+        spin_pause()
+        spins += 1
+        if spins > SPINS:
+            _sched_yield()
+        state = atomic_read(pool + STATE)
+    atomic_write(pool + BUSY, 0)
+
+
 def parallel_for(function, argument, parts):
     """Call ``function(argument, part)`` for every part in ``range(parts)``, on several threads, in any order.
 
@@ -189,29 +253,15 @@ def parallel_for(function, argument, parts):
     parts : intp
         How many calls to make. All have returned when this function returns.
     """
-    pool = pool_address()
-    team = smaller(read_word(pool + LIMIT), parts)
-    if team < 2 or not _own_pool(pool) or not atomic_replace(pool + BUSY, 0, 1):
+    pool, limit = pool_address(), thread_limit()
+    if smaller(limit, parts) < 2 or not _own_pool(pool):
         serial_for(function, argument, parts)
         return
-    team = 1 + _start_workers(pool, team - 1)
-    write_words(pool + JOB, (function, argument, team))
-    for member in range(team):
-        write_words(pool + RANGES + 64 * member, (parts * member // team, parts * (member + 1) // team))
-    generation = (atomic_read(pool + STATE) >> 32) + 1
-    atomic_write(pool + STATE, generation << 32 | OPEN)
-    if atomic_read(pool + SLEEPERS) > 0:
-        _mutex_lock(pool + MUTEX)
-        _condition_broadcast(pool + CONDITION)
-        _mutex_unlock(pool + MUTEX)
-    _work(pool, 0)
-    # Close the job, then wait for those inside.
-    state = atomic_add(pool + STATE, -OPEN) - OPEN
-    spins = 0
-    while state & (OPEN - 1) != 0:
-        spin_pause()
-        spins += 1
-        if spins > SPINS:
-            _sched_yield()
-        state = atomic_read(pool + STATE)
-    atomic_write(pool + BUSY, 0)
+    others = atomic_add(pool + CALLERS, 1)
+    if limit - others < 2 or not atomic_replace(pool + BUSY, 0, 1):
+        serial_for(function, argument, parts)
+    else:
+        _team_for(pool, function, argument, parts, limit)
+    callers = atomic_add(pool + CALLERS, -1) - 1
+    if atomic_read(pool + STATE) & OPEN != 0 and callers < read_word(pool + JOB + 24):
+        _wake(pool)  # a worker that has made room

@@ -7,10 +7,11 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from fastrelu import memory
 from fastrelu.native import entries, errors, linker, matrix, pool, target
 from fastrelu.native.guard import lock
 from fastrelu.operations import Fused, Gradient, Loop
-from fastrelu.threads import default_num_threads
+from fastrelu.threads import ask, get_num_threads
 
 Source = tuple[Callable[..., Any], Any]
 """A Python function to compile, and its Numba signature."""
@@ -19,8 +20,8 @@ Source = tuple[Callable[..., Any], Any]
 @cache
 def _runtime() -> None:
     """Provide what all loops call: the pool's memory, the pool, the driver."""
-    if pool.read(pool.LIMIT) == 0:
-        pool.write(pool.LIMIT, default_num_threads())
+    get_num_threads()  # asked for now, so that only kernels of a forked child have to call Python
+    linker.provide(pool.ASK, ask())
     pool.write(pool.CACHE, target.last_level_cache())
     linker.provide(pool.POOL, ctypes.addressof(pool.memory))
     linker.provide(errors.ERRORS, ctypes.addressof(errors.table))
@@ -65,6 +66,21 @@ def _panels() -> Source:
     from fastrelu.kernels.panels import part
 
     return part, types.int32(types.intp, types.intp)
+
+
+def _tidy() -> Source:
+    from numba import types
+
+    from fastrelu.kernels.scratch import tidy
+
+    return tidy, types.intp(types.intp, types.intp)
+
+
+@cache
+def _link_panels() -> None:
+    linker.link(matrix.PART, _panels)
+    if os.name == "posix":
+        memory.use(linker.link(pool.TIDY, _tidy))
 
 
 def _product() -> Source:
@@ -133,7 +149,7 @@ def address_of_fused(spec: Fused) -> int:
     first, last = matrix.split_formula(spec)
     with lock:
         _runtime()
-        linker.link(matrix.PART, _panels)
+        _link_panels()
         linker.link(matrix.PRODUCT, _product)
         _link_packing(dtype, vector_bytes)
         _link_packing(sums, vector_bytes)
@@ -170,7 +186,7 @@ def address_of_gradient(spec: Gradient) -> int:
     sums = tiling.sum_dtype
     with lock:
         _runtime()
-        linker.link(matrix.PART, _panels)
+        _link_panels()
         linker.link(matrix.PACK_WEIGHT, _pack_weight)
         linker.link(matrix.BACKWARD, _backward)
         _link_packing(dtype, vector_bytes)
