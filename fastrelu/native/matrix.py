@@ -153,6 +153,7 @@ def describe(spec: Fused) -> list[int | str]:
         tiles_name(first, tiling.sum_dtype, spec.vector_bytes) + "_table",
         0 if last is None else finish_name(last, tiling.dtype, spec.mask, spec.vector_bytes),
         *(int(spec.packed), int(spec.has_bias), int(spec.has_alpha), int(spec.alpha_is_row), int(spec.mask)),
+        0,
         small_name(spec.formula, tiling.dtype, spec.vector_bytes) if has_small(spec) else 0,
     ]
 
