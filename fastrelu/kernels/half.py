@@ -18,6 +18,20 @@ def _every(kind: ir.Type, value, lanes: int):
     return ir.Constant(ir.VectorType(kind, lanes), [value] * lanes)
 
 
+def _of_one_lane(function):
+    """Let a function of vectors take and return plain numbers as well, which is what one lane is."""
+
+    def of_any_lanes(builder, value, name: str):
+        if isinstance(value.type, ir.VectorType):
+            return function(builder, value, name)
+        result = function(builder, builder.bitcast(value, ir.VectorType(value.type, 1)), name)
+        return builder.bitcast(result, result.type.element)
+
+    of_any_lanes.__doc__ = function.__doc__
+    return of_any_lanes
+
+
+@_of_one_lane
 def widen(builder, value, name: str):
     """The 16-bit lanes of `value`, of the type `name`, as float32; exact."""
     lanes = value.type.count
@@ -37,6 +51,7 @@ def widen(builder, value, name: str):
     return builder.bitcast(builder.or_(builder.select(is_special, special, finite), sign), floats)
 
 
+@_of_one_lane
 def narrow(builder, value, name: str):
     """The float32 lanes of `value` rounded to the type `name`, ties to even, as 16 bits; a NaN becomes a quiet one."""
     lanes = value.type.count
