@@ -1,13 +1,15 @@
 """Locks around everything that must not be cut in half: by another thread, by a fork, by a signal.
 
-They are taken in one order only: `lock`, then Numba's own lock around compilation, then `table_lock`. A thread that forks takes
-all three, so that no child inherits half of anything, or Python's lock of a module that a lost thread was importing.
+They are taken in one order only: `lock`, then Numba's own lock around compilation, then `table_lock`, then llvmlite's own lock
+around each call of LLVM. A thread that forks takes all four, so that no child inherits half of anything, or the lock of a
+module that a lost thread was importing.
 """
 
 import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 R = TypeVar("R")
@@ -60,17 +62,24 @@ table_lock = threading.RLock()
 """Held for moments, while an entry is added to a table, by a thread that waits for nothing."""
 
 
+def _llvm_lock() -> Any:
+    """The lock of llvmlite, if llvmlite is there. A thread has it also outside of the others, while an object is freed."""
+    return getattr(getattr(sys.modules.get("llvmlite.binding.ffi"), "lib", None), "_lock", None)
+
+
+_held = ExitStack()
+"""What the thread that forks has taken besides `lock`: the modules may appear between the two functions."""
+
+
 def _before_fork() -> None:
     lock.__enter__()
-    if (numba_lock := _numba_lock()) is not None:
-        numba_lock.acquire()
-    table_lock.acquire()
+    for other in (_numba_lock, lambda: table_lock, _llvm_lock):
+        if (found := other()) is not None:
+            _held.enter_context(found)
 
 
 def _after_fork() -> None:
-    table_lock.release()
-    if _has_numba_lock():
-        _numba_lock().release()
+    _held.close()
     lock.__exit__()
 
 
