@@ -1,8 +1,8 @@
 """Nothing grows: resident memory stays flat over many calls of every operation, calls that raise, and threads that end.
 
 Each test runs in a process of its own, in rounds. What the first round leaves behind (loops, caches, what the allocator keeps)
-may stay. An array that is lost at each call, 112 bytes and more, shows in the normal run; the smallest thing that can be lost, 16
-bytes, in the nightly one.
+may stay. An array that is lost at each call, 112 bytes and more, shows in the normal run; the smallest thing that can be lost,
+16 bytes, in the nightly one.
 """
 
 import contextlib
