@@ -78,7 +78,10 @@ def elementwise(name: str, dtype: str) -> None:
         assert function(x, out=x) is x
     for place in places(HUGE):
         operands = [at(values, place), at(others, place)][: 1 + (name == "relu_backward")]
-        assert_array_equal(bits(x[place]), bits(function(*operands)), err_msg=str(place))
+        expected = function(*operands)
+        if expected.dtype.kind == "f":
+            assert_array_equal(bits(x[place]), bits(expected), err_msg=str(place))
+        assert_array_equal(x[place], expected, err_msg=str(place))
 
 
 @pytest.mark.parametrize(
