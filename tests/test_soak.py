@@ -128,6 +128,7 @@ def settings() -> Iterator[Call]:
 
     yield within
     yield lambda: fastrelu.set_num_threads(3)
+    yield fastrelu.release_memory
     yield fastrelu.get_num_threads
 
 
