@@ -186,15 +186,15 @@ def _of_operands(count: int, define: Callable[[list[Any]], Any]) -> Callable[...
 
 
 def are_apart(count: int) -> Callable[..., Any]:
-    """A primitive (array, other arrays) of `count` operands: whether the array shares no memory with the others, as far as the
-    first and last bytes of all tell.
+    """A primitive (array, other arrays) of `count` operands: whether the array is aligned and shares no memory with the
+    others, as far as the first and last bytes of all tell.
     """
 
     def define(kinds):
         def codegen(context, builder, sig, args):
             spans = [_span(context, builder, *one) for one in zip(kinds, args, strict=True) if isinstance(one[0], types.Array)]
             (low, high), *others = spans
-            answer = ir.IntType(1)(True)
+            answer = _is_aligned(context, builder, kinds[0], args[0])
             for other_low, other_high in others:
                 after = builder.icmp_signed(">=", low, other_high)
                 answer = builder.and_(answer, builder.or_(after, builder.icmp_signed("<=", high, other_low)))
@@ -203,6 +203,15 @@ def are_apart(count: int) -> Callable[..., Any]:
         return types.boolean(*kinds), codegen
 
     return _of_operands(count, define)
+
+
+def _is_aligned(context, builder, kind, value):
+    array = context.make_array(kind)(context, builder, value)
+    words = builder.ptrtoint(array.data, WORD)
+    for step in cgutils.unpack_tuple(builder, array.strides, kind.ndim):
+        words = builder.or_(words, step)
+    odd = builder.and_(words, builder.sub(array.itemsize, WORD(1)))
+    return builder.icmp_signed("==", odd, WORD(0))
 
 
 def _span(context, builder, kind, value):

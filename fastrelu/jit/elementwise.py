@@ -26,13 +26,13 @@ def register() -> None:
         overload(function, jit_options=OPTIONS)(declaration(function, implement))
 
 
-def _implementation(operation: Operation, parameters: str, arguments: dict[str, Any]) -> Callable[..., Any]:
+def _implementation(operation: Operation, parameters: str, arguments: dict[str, Any], dtype: Any = None) -> Callable[..., Any]:
     name, out = operation.name, kinds.plain(arguments.get("out"))
     given = [kinds.plain(arguments[i]) for i in operation.inputs]
     for argument, kind in zip(operation.inputs, given, strict=True):
         kinds.check(name, argument, kind)
     whole = {i for i, name in enumerate(operation.inputs) if name in operation.whole and kinds.is_whole(arguments[name])}
-    dtype = kinds.element(operation, given, whole)
+    dtype = dtype or kinds.element(operation, given, whole)
     if out is not None:
         kinds.check_output(name, "out", out, dtype)
     arrays = [kind for kind in given if isinstance(kind, types.Array)]
@@ -102,8 +102,8 @@ _PRELU_BACKWARD = """
 def prelu_backward(dy, x, alpha):
     {check}dx = gradient(dy, x, alpha)
     {check_alpha}terms = gradient_terms(dy, x)
-    total = np.zeros({size}, sum_dtype)
-    block = np.zeros({size}, sum_dtype)
+    total = np.zeros({size}, dtype)
+    block = np.zeros({size}, dtype)
     count = np.zeros({size}, np.int64)
     for index in np.ndindex(terms.shape):
         place = 0
@@ -137,14 +137,14 @@ def _prelu_backward(parameters: str, arguments: dict[str, Any]) -> Callable[...,
         kinds.fail(name, "dy", dy, f"of the shape of x, {x}")
     if alpha_axes > axes:
         kinds.fail(name, "alpha", alpha, f"such that it broadcasts to x, {x}")
-    dtype = as_dtype(kinds.element(operation, given))
-    sum_dtype = np.promote_types(dtype, np.float32)
+    element = kinds.element(operation, given)
+    dtype = as_dtype(element)
     terms = OPERATIONS["prelu_alpha_gradient"]
-    kept = as_dtype(alpha.dtype) if alpha_axes and isinstance(alpha.dtype, types.Float) else dtype
+    kept = as_dtype(alpha.dtype) if isinstance(alpha, types.Array) and isinstance(alpha.dtype, types.Float) else dtype
     namespace = {
-        **{"np": np, "KC": KC, "ShapeError": ShapeError, "dtype": dtype, "sum_dtype": sum_dtype, "kept": kept},
+        **{"np": np, "KC": KC, "ShapeError": ShapeError, "dtype": dtype, "kept": kept},
         "gradient": register_jitable(_implementation(operation, parameters, arguments)),
-        "gradient_terms": register_jitable(_implementation(terms, "dy, x", arguments)),
+        "gradient_terms": register_jitable(_implementation(terms, "dy, x", arguments, element)),
     }
     if not isinstance(x, types.Array):
         return compiled(name, _PRELU_BACKWARD_OF_NUMBERS, namespace)

@@ -43,3 +43,7 @@ class ShapeError(ValueError):
             super().__init__(str(error))
         else:
             super().__init__(f"{call.format(*(a.shape for a in arrays.values()))}: shapes do not fit")
+        self._given = call, axes, *lengths
+
+    def __reduce__(self) -> Any:
+        return ShapeError, self._given

