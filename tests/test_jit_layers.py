@@ -19,9 +19,7 @@ def finite(dtype: str, *shape: int, seed: int = 0) -> Array:
 
 def compared(parameters: str, result: str, *arguments: object, signature: tuple = (), message: object = "") -> None:
     """The compiled call against the plain one, on copies that overlap as the arguments do."""
-    assert_same(
-        function(parameters, result, *signature)(*arguments), plain(parameters, result)(*arguments), message or result
-    )
+    assert_same(function(parameters, result, *signature)(*arguments), plain(parameters, result)(*arguments), message or result)
 
 
 def call_of(name: str) -> tuple[str, str]:
@@ -64,7 +62,12 @@ def test_batches(name: str) -> None:
     for number, shape in enumerate(alphas):
         kind = [] if shape is None else [types.float64 if shape == () else array("float32", len(shape))]
         call = function(parameters, result, *signature, *kind)
-        for x, w, b in [((2, 3, 4), (1, 4, 5), (1, 5)), ((1, 3, 4), (3, 4, 5), (2, 5)), ((2, 1, 0), (1, 0, 5), (3, 5)), ((0, 3, 4), (1, 4, 5), (3, 5))]:
+        for x, w, b in [
+            ((2, 3, 4), (1, 4, 5), (1, 5)),
+            ((1, 3, 4), (3, 4, 5), (2, 5)),
+            ((2, 1, 0), (1, 0, 5), (3, 5)),
+            ((0, 3, 4), (1, 4, 5), (3, 5)),
+        ]:
             alpha = [] if shape is None else [0.3] if shape == () else [finite("float32", *shape, seed=number)]
             rng = np.random.default_rng(number)
             operands = [view(rng, "float32", s) for s in (x, w, b)]
@@ -111,7 +114,11 @@ def test_into_out() -> None:
         assert_same(out, expected, (m, k, n))
         assert (found.ctypes.data, found.strides) == (out.ctypes.data, out.strides)
     x, w, b = finite("float32", 3, 4), finite("float32", 4, 5), finite("float32", 5)
-    for out in (np.zeros((2, 3, 5), np.float32), np.zeros((3, 5)), np.zeros(128, np.uint8)[1:61].view(np.float32).reshape(3, 5)):
+    for out in (
+        np.zeros((2, 3, 5), np.float32),
+        np.zeros((3, 5)),
+        np.zeros(128, np.uint8)[1:61].view(np.float32).reshape(3, 5),
+    ):
         call = function(parameters, result)
         call(x, w, b, out)
         assert_same(out.copy(), np.broadcast_to(fastrelu.linear_relu(x, w, b), out.shape).astype(out.dtype))

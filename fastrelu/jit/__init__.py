@@ -9,7 +9,9 @@ loads anything: the order of imports does not matter. What is said here once hol
 * Numbers become part of the caller's machine code: a formula is inlined, and LLVM can vectorise a loop around it. Arrays go to
   the same machine code as from Python, with its threads; a call costs no Python.
 * A number beside arrays does not change the type of the result, like a Python number; ``wanted`` and ``accumulate`` are
-  written as tuples of literal strings.
+  written as tuples of literal strings, and in a `prange` loop within a compiled function of their own: Numba moves constants
+  out of the loop, and then has forgotten what they are. Nor does Numba tell the value of a float: `at_zero` keeps an integer
+  type as an int or as the default. From a `prange` loop, as all there, errors may get lost.
 * Integers become float64 where a formula calculates, and float32 if they have 8 or 16 bits.
 * The caller's ``cache=True``, ``nogil=True``, ``parallel=True``, ``fastmath`` and ``@cfunc`` work, and none of them changes a
   bit. Machine code in a cache of the caller's own finds the arrays' kernels by name when it first calls one; a formula
