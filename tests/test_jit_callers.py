@@ -3,6 +3,7 @@
 import ctypes
 import importlib.metadata
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -252,14 +253,14 @@ def many_calls() -> None:
     @njit
     def loop(x, w, b):
         total = 0.0
-        for i in range(20_000):
+        for _ in range(20_000):
             total += fastrelu.relu(x)[0, 0] + fastrelu.linear_relu(x, w, b)[0, 0]
             total += fastrelu.linear_relu(x, w, b, out=np.empty((4, 30), np.float32))[0, 0]
             total += fastrelu.relu(x.T, out=x.T)[0, 0]
         return total
 
     def resident() -> int:
-        return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1])
+        return int(re.search(r"VmRSS:\s*(\d+)", Path("/proc/self/status").read_text())[1])
 
     x, w, b = (np.abs(some("float32", *shape)) for shape in ((4, 20), (20, 30), (30,)))
     loop(x, w, b)

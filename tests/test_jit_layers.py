@@ -71,13 +71,7 @@ def test_batches(name: str) -> None:
             alpha = [] if shape is None else [0.3] if shape == () else [finite("float32", *shape, seed=number)]
             rng = np.random.default_rng(number)
             operands = [view(rng, "float32", s) for s in (x, w, b)]
-            try:
-                expected = getattr(fastrelu, name)(*operands, *alpha)
-            except ValueError as error:
-                with pytest.raises(ShapeError) as found:
-                    call(*operands, *alpha)
-                assert str(found.value) == str(error)
-                continue
+            expected = getattr(fastrelu, name)(*operands, *alpha)
             assert_same(call(*operands, *alpha), expected, (x, w, b, shape))
 
 
