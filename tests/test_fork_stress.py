@@ -83,6 +83,12 @@ def with_grandchild(work: Work) -> bool:
         return bool(work.wrong()) or end_of(start_child(work.wrong)) != 0 or bool(work.wrong())
 
 
+def first_use_is_wrong() -> bool:
+    """A call of a type that the parent never uses, so that each child compiles it."""
+    x = np.linspace(-1, 1, 100)
+    return fastrelu.relu(x).tolist() != np.where(x > 0, x, 0).tolist()
+
+
 @contextmanager
 def in_threads(*functions: Callable[[], object]) -> Iterator[list[int]]:
     """Functions that run over and over, each in a thread, until the block ends; how often each did."""
@@ -129,7 +135,8 @@ def forks_amid_everything(forks):
         with ThreadPoolExecutor(1) as compiler, in_threads(*jobs) as counts:
             first_uses = compiler.submit(compiles)
             while len(ends) < forks or not first_uses.done():
-                ends.append(end_of(start_child(lambda: with_grandchild(work))))
+                first_use = first_use_is_wrong if len(ends) % 12 == 0 else bool
+                ends.append(end_of(start_child(lambda first_use=first_use: with_grandchild(work) or first_use())))
             first_uses.result()
         assert not any(ends)
         assert min(counts) > 0
@@ -160,7 +167,11 @@ def forks_amid_first_uses(delay, in_child):
 
 
 # While modules are imported, while LLVM is asked for the processor, while one of many kernels is compiled or linked.
-@pytest.mark.parametrize(("delay", "in_child"), [(0, "relu"), (0.02, "relu"), (0.5, "layer"), (3, "relu")])
+# The layer takes many seconds; `tests.test_fork` has short ones.
+@pytest.mark.parametrize(
+    ("delay", "in_child"),
+    [(0.5, "layer"), *(pytest.param(delay, "relu", marks=pytest.mark.nightly) for delay in (0, 0.02, 3))],
+)
 def test_first_use_in_a_child_while_other_threads_compile_a_layer(delay: float, in_child: str) -> None:
     call(forks_amid_first_uses, delay, in_child, env=OFF, timeout=2 * SECONDS)
 
