@@ -10,8 +10,10 @@ from numba.core.errors import TypingError
 
 import fastrelu
 from fastrelu.jit.errors import ShapeError
+from fastrelu.native import pool
 from fastrelu.operations import KC, OPERATIONS
 from tests.jitting import Array, array, assert_same, function, plain, some, specials, view
+from tests.subprocesses import call
 
 NAMES = [name for name in OPERATIONS if name not in ("prelu_backward", "prelu_alpha_gradient")]
 SELECTING = ("relu", "relu_derivative", "relu_backward")
@@ -211,8 +213,11 @@ def test_keywords_defaults_and_numbers_beside_arrays() -> None:
         assert_same(function("x", result)(x), plain("x", result)(x), result)
 
 
-def test_elements_at_odd_addresses() -> None:
-    # Numba does not care where arrays lie; NumPy would copy them.
+def at_odd_addresses() -> None:
+    # Numba does not care where arrays lie; NumPy would copy them. Streaming stores do care.
+    fastrelu.relu(1.0)
+    pool.write(pool.CACHE, 1)
+
     def odd(n: int, first: int) -> Array:
         return np.zeros(8 * n + 8, np.uint8)[first : first + 8 * n].view(np.float64)
 
@@ -226,6 +231,10 @@ def test_elements_at_odd_addresses() -> None:
     packed["b"] = some("float32", 70)
     found = function("x", "relu(x['b'])")(packed)
     assert_same(found, fastrelu.relu(packed["b"].copy()))
+
+
+def test_elements_at_odd_addresses() -> None:
+    call(at_odd_addresses)
 
 
 SHAPES = [

@@ -129,11 +129,18 @@ def test_out_overlaps_operands_in_every_direction(n: int) -> None:
     w, b = finite("float32", n, n, seed=1), finite("float32", n, seed=2)
 
     def views(memory: Array) -> list[Array]:
-        squares = [memory[at : at + n * n].reshape(n, n) for at in (0, 1, 4, n, n * n)]
-        return [*squares, squares[0].T, squares[0][::-1], squares[1][:, ::-1], memory[: 2 * n * n].reshape(n, 2 * n)[:, ::2]]
+        squares = [memory[at : at + n * n].reshape(n, n) for at in (0, 1, 4, n, n * n, n * n // 2)]
+        return [
+            *squares,
+            squares[5][::-1],
+            squares[0].T,
+            squares[0][::-1],
+            squares[1][:, ::-1],
+            memory[: 2 * n * n].reshape(n, 2 * n)[:, ::2],
+        ]
 
-    for i in range(9):
-        for j in range(9):
+    for i in range(11):
+        for j in range(11):
             found, expected = base.copy(), base.copy()
             for as_w in (False, True):
                 x, out = views(found)[i], views(found)[j]
