@@ -444,7 +444,7 @@ assert "numba" not in sys.modules
 """
 
 
-@pytest.mark.parametrize("rounds", [3, pytest.param(40, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("rounds", [1, pytest.param(40, marks=pytest.mark.nightly)])
 def test_eight_processes_fill_one_empty_cache(tmp_path, rounds):
     # Everyone begins with the runtime that all need, then with another type.
     orders = [DTYPES[i:] + DTYPES[:i] for i in range(len(DTYPES))]
