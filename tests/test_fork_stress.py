@@ -195,6 +195,57 @@ def test_child_while_other_threads_call_llvm() -> None:
     call(forks_amid_calls_of_llvm, 20, timeout=120)
 
 
+def forks_amid_looks_at_contexts(count):
+    from numba.core.registry import CPUTarget, cpu_target
+
+    assert cpu_target.target_context
+    looks = [value._lock for value in vars(CPUTarget).values() if hasattr(value, "_lock")]
+    assert looks
+
+    def look(lock):
+        with lock:
+            time.sleep(1e-4)  # as if another thread had its turn
+
+    def child():
+        return cpu_target.target_context is None or fastrelu.relu(np.float32(-1)) != 0
+
+    with in_threads(*[lambda lock=lock: look(lock) for lock in looks]):
+        assert [end_of(start_child(child)) for _ in range(count)] == [0] * count
+
+
+def test_child_while_other_threads_look_at_the_contexts_of_numba() -> None:
+    call(forks_amid_looks_at_contexts, 20, timeout=2 * SECONDS)
+
+
+def compiles_amid_making_of_contexts():
+    from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.registry import CPUTarget
+
+    made = threading.Event()
+    lock = vars(CPUTarget)["_toplevel_target_context"]._lock
+
+    def makes():
+        with lock:
+            made.set()
+            time.sleep(4)  # until the other compiles
+            with global_compiler_lock:  # as Numba does
+                pass
+
+    maker = threading.Thread(target=makes, daemon=True)
+    maker.start()
+    made.wait()
+    children = [start_child(lambda: False)]
+    assert not first_use_is_wrong()
+    children.append(start_child(first_use_is_wrong))
+    assert [end_of(child) for child in children] == [0, 0]
+    maker.join(30)
+    assert not maker.is_alive()
+
+
+def test_first_use_and_fork_while_another_thread_makes_the_contexts_of_numba() -> None:
+    call(compiles_amid_making_of_contexts, env=OFF, timeout=60)
+
+
 # Other ways to fork, and what a child may do.
 
 

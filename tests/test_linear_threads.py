@@ -514,14 +514,16 @@ def release_what_three_threads_keep():
     assert fastrelu.release_memory() == 0  # no kernel is there yet
     given = [operands(*shape) for shape in SHAPES]
     expected = [fastrelu.linear_relu(*one) for one in given]
+    small = operands(40, 41, 42)  # so small that it is a thread's own work, yet packed
+    expected_of_small = fastrelu.linear_relu(*small)
     large = operands(900, 1000, 650)  # so long that a worker is awake in time also on a busy machine
     kept = threading.Event(), threading.Event()
 
     def idle():
-        fastrelu.linear_relu(*given[0])  # so small that it is this thread's own work
+        fastrelu.linear_relu(*small)
         kept[0].set()
         kept[1].wait(20)
-        assert_array_equal(fastrelu.linear_relu(*given[0]), expected[0])
+        assert_array_equal(fastrelu.linear_relu(*small), expected_of_small)
 
     with ThreadPoolExecutor(1) as threads:
         done = threads.submit(idle)

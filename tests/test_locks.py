@@ -50,6 +50,9 @@ def test_first_call_under_the_lock_of_numba():
 
 def both_orders(delay):
     from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.registry import cpu_target
+
+    assert cpu_target.target_context  # as it is before anything is compiled
 
     def compiles():
         with global_compiler_lock:

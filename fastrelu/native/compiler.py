@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 
 from llvmlite import ir
 from numba.core import codegen, compiler, config, registry, types
@@ -50,7 +50,21 @@ class _Codegen(codegen.JITCPUCodegen):
 _codegen = cache(lambda: _Codegen("fastrelu"))
 
 
-@global_compiler_lock
+def _locked(function: Callable) -> Callable:
+    """Let `function` run with Numba's lock, after the making of the context: who makes that waits for the lock, and one that
+    had the lock would wait for the context.
+    """
+
+    @wraps(function)
+    def run(*arguments):
+        registry.cpu_target.target_context  # noqa: B018  # made here
+        with global_compiler_lock:
+            return function(*arguments)
+
+    return run
+
+
+@_locked
 def compile_object(source: Callable, name: str, allowed: frozenset[str]) -> bytes:
     """Compile what `source` returns, a function and its signature, to an object file that exports the C function `name`.
 
@@ -65,7 +79,7 @@ def compile_object(source: Callable, name: str, allowed: frozenset[str]) -> byte
     return _codegen()._tm.emit_object(module)
 
 
-@global_compiler_lock
+@_locked
 def compile_assembly(source: Callable, name: str) -> str:
     """The same as assembly, to look at: a kernel below the machine's limit shows there what it spends its time on."""
     return _codegen()._tm.emit_assembly(_module(source, name))

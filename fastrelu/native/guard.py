@@ -8,6 +8,7 @@ module that a lost thread was importing.
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, TypeVar
@@ -71,11 +72,38 @@ _held = ExitStack()
 """What the thread that forks has taken besides `lock`: the modules may appear between the two functions."""
 
 
+def _context_locks() -> list[Any]:
+    """Numba's locks around the making of its contexts, and each look at them, if Numba is there."""
+    target = getattr(sys.modules.get("numba.core.registry"), "CPUTarget", None)
+    return [found for value in vars(target).values() if (found := getattr(value, "_lock", None)) is not None] if target else []
+
+
+def _take_numba() -> None:
+    """Take Numba's locks.
+
+    A thread that makes a context waits for the lock around compilation, and one that compiles waits for those of the contexts,
+    which are made by then. Neither order is safe, so that the second is only tried, for some seconds at most.
+    """
+    for _ in range(100):
+        if (numba_lock := _numba_lock()) is not None:
+            _held.enter_context(numba_lock)
+        for found in _context_locks():
+            if not found.acquire(timeout=0.02):
+                break
+            _held.callback(found.release)
+        else:
+            return
+        _held.close()
+        time.sleep(0.01)
+    _held.enter_context(_numba_lock())
+
+
 def _before_fork() -> None:
     lock.__enter__()
-    for other in (_numba_lock, lambda: table_lock, _llvm_lock):
-        if (found := other()) is not None:
-            _held.enter_context(found)
+    _take_numba()
+    _held.enter_context(table_lock)
+    if (llvm_lock := _llvm_lock()) is not None:
+        _held.enter_context(llvm_lock)
 
 
 def _after_fork() -> None:
