@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _FLAGS = ("-W", "error", "-W", "ignore:This process:DeprecationWarning")
 
 
-def run(code: str, env: Mapping[str, str | None] | None = None, timeout: float = 60) -> str:
+def run(code: str, env: Mapping[str, str | None] | None = None, timeout: float = 180) -> str:
     """Run `code` in a fresh interpreter, require that it succeeds in time, and return what it prints.
 
     Parameters
@@ -50,7 +50,7 @@ def run(code: str, env: Mapping[str, str | None] | None = None, timeout: float =
 
 
 def call(
-    function: Callable[..., None], *arguments: Any, env: Mapping[str, str | None] | None = None, timeout: float = 60
+    function: Callable[..., None], *arguments: Any, env: Mapping[str, str | None] | None = None, timeout: float = 180
 ) -> str:
     """The same for a function of a test module with arguments that can be written as source."""
     name = function.__name__

@@ -132,7 +132,7 @@ def fork_while_another_thread_compiles(delay):
 # While Python imports the linker, while it imports Numba, and while Numba compiles.
 @pytest.mark.parametrize("delay", [0, 0.01, 0.05, 0.2, 0.8])
 def test_child_while_another_thread_compiles(delay):
-    call(fork_while_another_thread_compiles, delay, env={"FASTRELU_CACHE_DIR": "off"}, timeout=30)
+    call(fork_while_another_thread_compiles, delay, env={"FASTRELU_CACHE_DIR": "off"}, timeout=120)
 
 
 def map_in_processes(method):

@@ -45,7 +45,7 @@ def first_call_under_the_lock_of_numba():
 
 
 def test_first_call_under_the_lock_of_numba():
-    call(first_call_under_the_lock_of_numba, env=OFF, timeout=30)
+    call(first_call_under_the_lock_of_numba, env=OFF, timeout=120)
 
 
 def both_orders(delay):
@@ -67,7 +67,7 @@ def both_orders(delay):
 
 @pytest.mark.parametrize("delay", [0, 0.02, 0.3])
 def test_first_calls_with_and_without_the_lock_of_numba(delay):
-    call(both_orders, delay, env=OFF, timeout=30)
+    call(both_orders, delay, env=OFF, timeout=120)
 
 
 def within_a_compilation():
@@ -92,7 +92,7 @@ def within_a_compilation():
 
 
 def test_first_call_within_a_compilation():
-    call(within_a_compilation, env=OFF, timeout=30)
+    call(within_a_compilation, env=OFF, timeout=120)
 
 
 def forks_while_numba_compiles():
