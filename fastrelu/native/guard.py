@@ -73,7 +73,7 @@ _held = ExitStack()
 
 
 def _context_locks() -> list[Any]:
-    """Numba's locks around the making of its contexts, and each look at them, if Numba is there."""
+    """Numba's locks around the making of its contexts, if Numba is there."""
     target = getattr(sys.modules.get("numba.core.registry"), "CPUTarget", None)
     return [found for value in vars(target).values() if (found := getattr(value, "_lock", None)) is not None] if target else []
 
@@ -81,8 +81,8 @@ def _context_locks() -> list[Any]:
 def _take_numba() -> None:
     """Take Numba's locks.
 
-    A thread that makes a context waits for the lock around compilation, and one that compiles waits for those of the contexts,
-    which are made by then. Neither order is safe, so that the second is only tried, for some seconds at most.
+    A thread that makes a context waits for the lock around compilation, and one that has this lock may need a context. Neither
+    order is safe, so that the locks of the contexts are only tried, for some seconds at most.
     """
     for _ in range(100):
         if (numba_lock := _numba_lock()) is not None:
