@@ -601,6 +601,7 @@ class Interrupt:
 
 
 def interrupted(module, delay):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background with it ignored
     x = np.array([-1, 2, 3], np.float32)
     sys.meta_path.insert(0, Interrupt(module, delay))
     with pytest.raises(KeyboardInterrupt):
