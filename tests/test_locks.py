@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import fastrelu
-from tests.subprocesses import call
+from tests.subprocesses import call, run
 
 OFF = {"FASTRELU_CACHE_DIR": "off"}
 
@@ -93,6 +93,70 @@ def within_a_compilation():
 
 def test_first_call_within_a_compilation():
     call(within_a_compilation, env=OFF, timeout=120)
+
+
+def forks_while_numba_logs():
+    """A thread that has Numba's lock needs the lock of `logging`, which a fork takes too."""
+    import logging
+
+    from numba.core.compiler_lock import global_compiler_lock
+
+    started = threading.Event()
+
+    def compiles():
+        with global_compiler_lock:
+            started.set()
+            time.sleep(0.3)
+            with logging._lock:
+                pass
+
+    def forks():
+        started.wait()
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+
+    in_threads(compiles, forks)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_forks_while_numba_logs():
+    # This module would import `logging` first, with pytest.
+    run("import fastrelu\nfrom tests.test_locks import forks_while_numba_logs\nforks_while_numba_logs()", timeout=60)
+
+
+def forks_amid_late_imports():
+    """Numba asks for the functions of this package before it takes its own lock; a child has no thread to end the imports."""
+    import importlib
+    import sys
+
+    from fastrelu.jit import register
+
+    started = threading.Event()
+
+    class Slow:
+        def find_spec(self, name, path=None, target=None):
+            if name.startswith("fastrelu.jit."):
+                started.set()
+                time.sleep(0.2)
+
+    sys.meta_path.insert(0, Slow())
+
+    def forks():
+        started.wait()
+        child = os.fork()
+        if child == 0:
+            importlib.import_module("fastrelu.jit.elementwise")
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+
+    in_threads(register, forks)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_forks_amid_late_imports():
+    call(forks_amid_late_imports, timeout=60)
 
 
 def forks_while_numba_compiles():

@@ -20,11 +20,14 @@ loads anything: the order of imports does not matter. What is said here once hol
 
 from functools import cache
 
+from fastrelu.native.guard import lock
+
 
 @cache
 def register() -> None:
-    """Tell Numba of all functions. Called by Numba."""
-    from fastrelu.jit import elementwise, gradients, layers
+    """Tell Numba of all functions. Called by Numba, mostly before it takes its own lock."""
+    with lock:  # a fork amid these imports would leave their locks to the child, which would wait for ever
+        from fastrelu.jit import elementwise, gradients, layers
 
-    for module in (elementwise, layers, gradients):
-        module.register()
+        for module in (elementwise, layers, gradients):
+            module.register()

@@ -1,10 +1,12 @@
 """Locks around everything that must not be cut in half: by another thread, by a fork, by a signal.
 
-They are taken in one order only: `lock`, then Numba's own lock around compilation, then `table_lock`, then llvmlite's own lock
-around each call of LLVM. A thread that forks takes all four, so that no child inherits half of anything, or the lock of a
-module that a lost thread was importing.
+They are taken in one order only: `lock`, then Numba's own lock around compilation, then `table_lock`, then the lock around the
+interpreter's table of imports, then llvmlite's own lock around each call of LLVM. A thread that forks takes all of them, so that
+no child inherits half of anything, or the lock of a module that a lost thread was importing.
 """
 
+import _imp  # of every interpreter with the standard import; the public name of these two functions is gone in Python 3.12
+import logging  # noqa: F401  # before the functions for a fork are registered, see there
 import os
 import sys
 import threading
@@ -82,9 +84,9 @@ def _take_numba() -> None:
     """Take Numba's locks.
 
     A thread that makes a context waits for the lock around compilation, and one that has this lock may need a context. Neither
-    order is safe, so that the locks of the contexts are only tried, for some seconds at most.
+    order is safe, so that the locks of the contexts are only tried, for half a minute at most.
     """
-    for _ in range(100):
+    for _ in range(1000):
         if (numba_lock := _numba_lock()) is not None:
             _held.enter_context(numba_lock)
         for found in _context_locks():
@@ -102,6 +104,9 @@ def _before_fork() -> None:
     lock.__enter__()
     _take_numba()
     _held.enter_context(table_lock)
+    # Objects of LLVM may be freed wherever memory is asked for, also amid the table of imports, for which os.fork waits.
+    _imp.acquire_lock()
+    _held.callback(_imp.release_lock)
     if (llvm_lock := _llvm_lock()) is not None:
         _held.enter_context(llvm_lock)
 
@@ -111,6 +116,8 @@ def _after_fork() -> None:
     lock.__exit__()
 
 
+# The functions that were registered last are called first. Those of `logging` take its lock: called before these, they would
+# have it while these wait for a thread that compiles, and Numba writes to its log.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
