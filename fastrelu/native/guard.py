@@ -1,8 +1,8 @@
 """Locks around everything that must not be cut in half: by another thread, by a fork, by a signal.
 
 They are taken in one order only: `lock`, then Numba's own lock around compilation, then `table_lock`, then the lock around the
-interpreter's table of imports, then llvmlite's own lock around each call of LLVM. A thread that forks takes all of them, so that
-no child inherits half of anything, or the lock of a module that a lost thread was importing.
+interpreter's table of imports, then llvmlite's own lock around each call of LLVM. A thread that forks takes all, so that no
+child inherits half of anything, or the lock of a module that a lost thread was importing.
 """
 
 import _imp  # of every interpreter with the standard import; the public name of these two functions is gone in Python 3.12
