@@ -18,7 +18,7 @@ Source = tuple[Callable[..., Any], Any]
 
 
 @cache
-def _runtime() -> None:
+def runtime() -> None:
     """Provide what all loops call: the pool's memory, the pool, the driver."""
     get_num_threads()  # asked for now, so that only kernels of a forked child have to call Python
     linker.provide(pool.ASK, ask())
@@ -56,7 +56,7 @@ def address_of(loop: Loop) -> int:
         return build(loop), LOOP
 
     with lock:
-        _runtime()
+        runtime()
         return linker.link(loop.name, source)
 
 
@@ -131,7 +131,7 @@ def _link_tiles(formula: str, dtype: str, vector_bytes: int) -> None:
 def weight_packing(dtype: str, vector_bytes: int) -> tuple[int, int]:
     """The addresses of the packing of whole weights, and of the packing of matrices of `dtype` that it needs."""
     with lock:
-        _runtime()
+        runtime()
         return linker.link(matrix.PACK_WEIGHT, _pack_weight), _link_packing(dtype, vector_bytes)
 
 
@@ -148,7 +148,7 @@ def address_of_fused(spec: Fused) -> int:
     sums = matrix.Tiling(dtype, vector_bytes).sum_dtype
     first, last = matrix.split_formula(spec)
     with lock:
-        _runtime()
+        runtime()
         _link_panels()
         linker.link(matrix.PRODUCT, _product)
         _link_packing(dtype, vector_bytes)
@@ -185,7 +185,7 @@ def address_of_gradient(spec: Gradient) -> int:
     tiling = matrix.Tiling(dtype, vector_bytes)
     sums = tiling.sum_dtype
     with lock:
-        _runtime()
+        runtime()
         _link_panels()
         linker.link(matrix.PACK_WEIGHT, _pack_weight)
         linker.link(matrix.BACKWARD, _backward)
@@ -218,5 +218,5 @@ def _run() -> Source:
 def array_calls() -> tuple[int, int]:
     """The addresses of what compiled code calls to check shapes, and to run a loop on arrays."""
     with lock:
-        _runtime()
+        runtime()
         return linker.link(entries.PLAN, _plan), linker.link(entries.RUN, _run)
