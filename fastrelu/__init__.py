@@ -116,7 +116,7 @@ def _home(name: str) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("nn", "ufuncs"):
+    if name in ("metrics", "nn", "ufuncs"):
         with lock:
             return import_module(f"fastrelu.{name}")
     if name not in __all__:
@@ -127,4 +127,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "nn", "ufuncs"})
+    return sorted({*globals(), *__all__, "metrics", "nn", "ufuncs"})
