@@ -79,7 +79,7 @@ def draw(found: Mapping[str, Curve], path: Path) -> None:
                 above.text(0.05, 0.9, FORMULAS[names[0]], transform=above.transAxes, fontsize=12)
             else:
                 above.legend(loc="upper left", fontsize=9)
-                below.legend(loc="center right", fontsize=9)
+                below.legend(loc="center right", fontsize=9, handlelength=1.4)
             for panel in (above, below):
                 panel.axhline(0, color=plots.GREY, linewidth=0.8)
                 panel.axvline(0, color=plots.GREY, linewidth=0.8)

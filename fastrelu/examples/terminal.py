@@ -9,6 +9,9 @@ from typing import Any
 
 from fastrelu.examples import plots
 
+EPOCHS_SHOWN = 10
+"""How many epochs of a history are printed, about."""
+
 
 def parser(name: str, description: str, *, seed: bool = True) -> argparse.ArgumentParser:
     """A parser with the arguments that all examples have; `seed`: whether there is anything random."""
@@ -50,3 +53,13 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]
     for row in cells:
         table.add_row(*row)
     Console().print(table)
+
+
+def print_history(history: Any) -> None:
+    """Print what a `fastrelu.nn.History` has recorded: the first and last epoch, and some between."""
+    columns = {name.replace("_", " "): values for name, values in vars(history).items() if values is not None}
+    epochs = len(history.loss)
+    shown = sorted({*range(0, epochs, -(-epochs // EPOCHS_SHOWN)), epochs - 1})
+    print_table(
+        "training", ["epoch", *columns], [[epoch + 1, *(values[epoch] for values in columns.values())] for epoch in shown]
+    )
