@@ -21,8 +21,8 @@ from fastrelu.operands import (
     is_direct,
     number_array,
     pair,
-    wide,
     whole_number,
+    wide,
     words_within,
 )
 
@@ -59,7 +59,9 @@ def _shape(base: str, size: Pair, window: Pair, step: Pair, padding: Pair, dilat
     counts = [_results(*axis, ceil_mode) for axis in axes]
     if min(size) < 1 or min(counts) < 1:
         spanned = tuple(d * (k - 1) + 1 for k, d in zip(window, dilation, strict=True))
-        raise ValueError(f"{base}: x must have room for a window of {spanned} with padding {padding}, not rows and columns {size}")
+        raise ValueError(
+            f"{base}: x must have room for a window of {spanned} with padding {padding}, not rows and columns {size}"
+        )
     if any(_is_all_padding(*axis, count) for axis, count in zip(axes, counts, strict=True)):
         raise ValueError(f"{base}: every window must hold a part of x, whose rows and columns are {size}, not only padding")
     return counts[0], counts[1]

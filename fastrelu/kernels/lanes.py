@@ -72,9 +72,7 @@ def load_between(element: Element, lanes: int):
             if lanes == 1:
                 value = builder.load(place, align=size_of(element))
             else:
-                is_whole = builder.and_(
-                    builder.icmp_signed("<=", first, WORD(0)), builder.icmp_signed(">=", end, WORD(lanes))
-                )
+                is_whole = builder.and_(builder.icmp_signed("<=", first, WORD(0)), builder.icmp_signed(">=", end, WORD(lanes)))
                 with builder.if_else(is_whole, likely=True) as (then, otherwise):
                     with then:
                         whole = builder.load(place, align=size_of(element))
@@ -248,4 +246,3 @@ def exponent_and_mantissa(typing_context, x):
         return context.make_tuple(builder, sig.return_type, parts)
 
     return types.UniTuple(x, 2)(x), codegen
-
