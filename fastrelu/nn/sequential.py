@@ -27,8 +27,9 @@ class _Stage:
         """Let go of all arrays."""
         self._kinds: list[Any] = [None, None]
         self._arrays: list[Any] = [None, None]
-        if self.is_own:
-            self.layer._release()
+        for layer in (self.layer, self.activation):
+            if isinstance(layer, Layer | Activation):
+                layer._release()
 
     def _reused(self, which: int, kind: Any) -> Any:
         """The array of the last time, if what comes is of the same kind."""
