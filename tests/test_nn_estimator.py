@@ -18,7 +18,7 @@ from fastrelu.nn import MLPClassifier
 
 
 def test_scikit_learn_accepts_it():
-    check_estimator(MLPClassifier(max_iter=50))
+    check_estimator(MLPClassifier(max_iter=50), on_skip=None)
 
 
 def test_it_works_in_a_pipeline():
@@ -46,11 +46,12 @@ def test_training_ends_when_nothing_gets_better():
 
 def test_penalty_makes_weights_smaller():
     X, y = load_iris(return_X_y=True)
-    weights = [
-        MLPClassifier(alpha=alpha, random_state=0, max_iter=100).fit(X, y).model_.parameters["0.weight"]
-        for alpha in (0.0, 30.0)
-    ]
-    assert np.abs(weights[1]).sum() < np.abs(weights[0]).sum() / 2
+
+    def weight(alpha):
+        classifier = MLPClassifier(alpha=alpha, random_state=0, max_iter=100, learning_rate_init=0.01)
+        return np.abs(classifier.fit(X, y).model_.parameters["0.weight"]).sum()
+
+    assert weight(100.0) < weight(0.0) / 2
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ def model(dtype="float32"):
     rng = np.random.default_rng(0)
     return nn.Sequential(
         nn.Conv2d(2, 4, (3, 2), stride=2, padding=(1, 0), groups=2, bias=False, rng=rng, dtype=dtype),
-        nn.LeakyReLU(np.float32(0.25)),
+        nn.LeakyReLU(0.25),
         nn.MaxPool2d(2, 1),
         nn.Sequential(nn.Flatten(), nn.LinearReLU(8, 5, rng=rng, dtype=dtype)),
         nn.PReLU(rng.standard_normal(5).astype(dtype)),
@@ -106,7 +106,7 @@ def test_file_of_another_kind(tmp_path, case):
 def test_file_that_is_no_npz(tmp_path, content):
     path = tmp_path / "m.npz"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="^load: path must be a file that save wrote"):
+    with pytest.raises(ValueError, match=r"^load: path must be a file that save wrote"):
         nn.load(path)
 
 
@@ -116,13 +116,13 @@ def test_file_that_is_damaged(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="^load: path must be a file that save wrote"):
+    with pytest.raises(ValueError, match=r"^load: path must be a file that save wrote"):
         nn.load(path)
 
 
 def test_array_alone(tmp_path):
     np.save(tmp_path / "m.npy", np.zeros(3))
-    with pytest.raises(ValueError, match="^load: path must be a file that save wrote"):
+    with pytest.raises(ValueError, match=r"^load: path must be a file that save wrote"):
         nn.load(tmp_path / "m.npy")
 
 

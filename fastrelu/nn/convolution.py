@@ -182,12 +182,11 @@ class MaxPool2d(Layer):
 
     def _forward(self, x: Any, activation: Activation | None = None, out: Any = None, keep: bool = True) -> Any:
         x = np.asarray(x)
-        geometry = tuple(self._options().values())
         if not keep:
-            return fastrelu.max_pool2d(x, *geometry, out=out)
+            return fastrelu.max_pool2d(x, **self._options(), out=out)
         kept_indices = self._kept[1] if out is not None and self._kept is not None else None
         out = None if kept_indices is None or kept_indices.shape != out.shape else (out, kept_indices)
-        y, indices = fastrelu.max_pool2d(x, *geometry, True, out=out)
+        y, indices = fastrelu.max_pool2d(x, **self._options(), return_indices=True, out=out)
         self._kept = x.shape, indices, y.dtype
         return y
 

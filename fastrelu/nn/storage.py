@@ -116,7 +116,7 @@ def _described(layer: Any) -> dict[str, Any]:
     if "alpha" in layer.parameters:  # PReLU: only the shape and the type of what is learned
         options |= {"alpha": list(layer.alpha.shape), "dtype": layer.alpha.dtype.name}
     elif "alpha" in options:
-        options["alpha"] = float(options["alpha"])
+        options["alpha"] = np.asarray(options["alpha"]).item()
     return {"kind": kind, "options": options}
 
 
