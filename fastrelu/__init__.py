@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         tanh_backward,
     )
     from fastrelu.cache import CacheInfo, cache_info, clear_cache, warmup
+    from fastrelu.embeddings import embedding_mean, embedding_mean_backward
     from fastrelu.gradients import (
         linear_backward,
         linear_elu_backward,
@@ -52,8 +53,10 @@ if TYPE_CHECKING:
         linear_softplus,
         linear_tanh,
     )
+    from fastrelu.losses import softmax_cross_entropy
     from fastrelu.memory import release_memory
     from fastrelu.packed import PackedWeight, pack
+    from fastrelu.pooling import max_pool2d, max_pool2d_backward
     from fastrelu.threads import get_num_threads, num_threads, set_num_threads
 
 __version__ = "0.1.0"
@@ -65,6 +68,8 @@ __all__ = [
     "clear_cache",
     "elu",
     "elu_backward",
+    "embedding_mean",
+    "embedding_mean_backward",
     "get_num_threads",
     "leaky_relu",
     "leaky_relu_backward",
@@ -83,6 +88,8 @@ __all__ = [
     "linear_softplus_backward",
     "linear_tanh",
     "linear_tanh_backward",
+    "max_pool2d",
+    "max_pool2d_backward",
     "num_threads",
     "pack",
     "prelu",
@@ -94,6 +101,7 @@ __all__ = [
     "set_num_threads",
     "sigmoid",
     "sigmoid_backward",
+    "softmax_cross_entropy",
     "softplus",
     "softplus_backward",
     "tanh",
@@ -106,6 +114,12 @@ def _home(name: str) -> str:
     """The module that a public function is in, and that is imported when it is first used."""
     if name.startswith("linear"):
         return "gradients" if name.endswith("_backward") else "layers"
+    if name.startswith("max_pool2d"):
+        return "pooling"
+    if name.startswith("embedding_mean"):
+        return "embeddings"
+    if name == "softmax_cross_entropy":
+        return "losses"
     if name in ("PackedWeight", "pack"):
         return "packed"
     if name in ("CacheInfo", "cache_info", "clear_cache", "warmup"):

@@ -110,7 +110,7 @@ def of_a_weight() -> Iterator[tuple[str, Function]]:
 
 def in_layers() -> Iterator[tuple[str, Function]]:
     """The methods of the objects in `fastrelu.nn`; in place they write over their argument."""
-    for name in nn.__all__:
+    for name in nn.activations.__all__:
         kind = getattr(nn, name)
 
         def backward(dLdA: Any, kind: Any = kind) -> Any:
@@ -608,7 +608,7 @@ def test_number_of_threads(name: str, count: Any, error: Any, words: str) -> Non
 
 # Layers that remember.
 
-KINDS = {name: getattr(nn, name) for name in nn.__all__}
+KINDS = {name: getattr(nn, name) for name in nn.activations.__all__}
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -1,4 +1,4 @@
-"""Every activation and every derivative, once, for one value.
+"""Every activation, every derivative and every step of an optimizer, once, for one value.
 
 `x` is an input, `y` an output, `dy` the gradient that arrives; a parameter such as `alpha` comes last. A formula sees
 vectors (`fastrelu.kernels.vector`) of any number of lanes and is inlined in each kernel that uses it.
@@ -9,7 +9,19 @@ A NaN counts as positive: `relu` returns it, and the gradient passes where it st
 from numba.extending import register_jitable
 
 from fastrelu.kernels.functions import exp, expm1, log1p, ratio
-from fastrelu.kernels.vector import absolute, copysign, fma, is_minus, is_negative, is_positive, is_zero, like, negated, where
+from fastrelu.kernels.vector import (
+    absolute,
+    copysign,
+    fma,
+    is_minus,
+    is_negative,
+    is_positive,
+    is_zero,
+    like,
+    negated,
+    sqrt,
+    where,
+)
 
 
 @register_jitable
@@ -94,3 +106,29 @@ def softplus(x):
 def softplus_backward(dy, y):
     # 1 - e**-y is the sigmoid of the input.
     return dy * -expm1(-y)[0]
+
+
+@register_jitable
+def _decayed(p, g, decay):
+    # Without decay an infinite parameter is left alone: 0 times it would be NaN.
+    return where(is_zero(decay), g, g + decay * p)
+
+
+@register_jitable
+def sgd(p, g, decay, rate):
+    return (p - rate * _decayed(p, g, decay),)
+
+
+@register_jitable
+def sgd_momentum(p, g, velocity, decay, rate, momentum):
+    velocity = momentum * velocity + _decayed(p, g, decay)
+    return p - rate * velocity, velocity
+
+
+@register_jitable
+def adam(p, g, mean, square, decay, rate, beta1, rest1, beta2, rest2, root, eps):
+    # rest is 1 - beta; rate and root have the corrections for the start: rate / (1 - beta1**t) and sqrt(1 - beta2**t)
+    g = _decayed(p, g, decay)
+    mean = beta1 * mean + rest1 * g
+    square = beta2 * square + rest2 * (g * g)
+    return p - rate * mean / (sqrt(square) / root + eps), mean, square

@@ -1,4 +1,4 @@
-"""exp, expm1 and log1p on vectors of float32 and float64, on the ranges that the activations need.
+"""exp, expm1, log1p and log on vectors of float32 and float64, on the ranges that the activations need.
 
 Numba has had no vector mathematics library since 0.62, and a scalar `math.exp` in a loop is 10 to 90 times slower.
 Each function here is a range reduction and a short polynomial; the coefficients minimise the largest relative error
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from numba.extending import overload, register_jitable
 
+from fastrelu.kernels.lanes import exponent_and_mantissa
 from fastrelu.kernels.vector import Vector, fma, like, maximum, polynomial, power_of_two, where
 
 
@@ -95,6 +96,11 @@ def log1p(x):
     raise NotImplementedError
 
 
+def log(x):
+    """The logarithm of a finite float64 x >= 1, or NaN. Stands for compiled code only."""
+    raise NotImplementedError
+
+
 @register_jitable
 def ratio(x, a, b, rest):
     """(x + rest) / (a + b) for |a| >= |b| and |rest| << |x|, rounded nearly once: the errors of sum and quotient are made good.
@@ -166,5 +172,20 @@ def _log1p(x):
         z = s * s
         rest = fma(twice * z, tail(z), where(upper, ln2_low, like(x, 0.0)))
         return where(upper, ln2, like(x, 0.0)) + (twice + rest)
+
+    return implementation
+
+
+@overload(log)
+def _log(x):
+    if not isinstance(x, Vector) or x.element.name != "float64":
+        return None
+    c = _CONSTANTS["float64"]
+    ln2, ln2_low = c.ln2, c.ln2_low
+
+    def implementation(x):
+        n, fraction = exponent_and_mantissa(x)
+        # A NaN would look like a number to what takes its bits apart.
+        return fma(n, ln2, fma(n, ln2_low, log1p(fraction - 1.0))) + (x - x)
 
     return implementation

@@ -268,6 +268,10 @@ def _lower_rint(builder, x, value):
     return call_intrinsic(builder, f"llvm.rint.{suffix(x)}", x.llvm, [value])
 
 
+def _lower_sqrt(builder, x, value):
+    return call_intrinsic(builder, f"llvm.sqrt.{suffix(x)}", x.llvm, [value])
+
+
 def widened(x: Vector) -> Vector:
     """The type of `x` once its lanes are float32, if they are halves."""
     return Vector(FLOAT32, x.lanes) if x.element.is_half else x
@@ -293,6 +297,9 @@ absolute = _unary(lambda x: x, _lower_absolute)
 
 rint = _unary(lambda x: x, _lower_rint)
 """x rounded to the nearest integer, ties to even."""
+
+sqrt = _unary(lambda x: x, _lower_sqrt)
+"""The square root, correctly rounded."""
 
 
 def narrow(element: Element):

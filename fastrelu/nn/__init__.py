@@ -1,5 +1,52 @@
-"""Layers of a network as objects that remember in `forward` what `backward` needs."""
+"""Layers of a network as objects that remember in `forward` what `backward` needs, models, and their training."""
 
+from typing import TYPE_CHECKING, Any
+
+from fastrelu.native.guard import lock
 from fastrelu.nn.activations import ELU, LeakyReLU, PReLU, ReLU, Sigmoid, Softplus, Tanh
+from fastrelu.nn.convolution import Conv2d, Conv2dReLU, MaxPool2d
+from fastrelu.nn.embedding import EmbeddingMean
+from fastrelu.nn.layers import Flatten, Linear, LinearReLU
+from fastrelu.nn.optimizers import SGD, Adam
+from fastrelu.nn.sequential import Sequential
+from fastrelu.nn.storage import load, save
+from fastrelu.nn.training import History, fit
 
-__all__ = ["ELU", "LeakyReLU", "PReLU", "ReLU", "Sigmoid", "Softplus", "Tanh"]
+if TYPE_CHECKING:
+    from fastrelu.nn.estimator import MLPClassifier as MLPClassifier
+
+__all__ = [
+    "ELU",
+    "SGD",
+    "Adam",
+    "Conv2d",
+    "Conv2dReLU",
+    "EmbeddingMean",
+    "Flatten",
+    "History",
+    "LeakyReLU",
+    "Linear",
+    "LinearReLU",
+    "MaxPool2d",
+    "PReLU",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "Softplus",
+    "Tanh",
+    "fit",
+    "load",
+    "save",
+]
+
+
+# MLPClassifier is no part of it, since it needs scikit-learn.
+
+
+def __getattr__(name: str) -> Any:
+    if name != "MLPClassifier":
+        raise AttributeError(f"module 'fastrelu.nn' has no attribute {name!r}")
+    with lock:
+        from fastrelu.nn.estimator import MLPClassifier as MLPClassifier
+    globals()[name] = MLPClassifier
+    return MLPClassifier

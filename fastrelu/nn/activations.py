@@ -25,6 +25,16 @@ class _Activation:
         self.inplace, self.copy = inplace, copy
         self.A: Any = None
 
+    @property
+    def parameters(self) -> dict[str, np.ndarray]:
+        """What is learned, by name; changed in place by an optimizer."""
+        return {}
+
+    @property
+    def gradients(self) -> dict[str, np.ndarray]:
+        """The gradients of the parameters from the last `backward`, by the same names."""
+        return {}
+
     def _parameters(self) -> tuple[Any, ...]:
         return ()
 
@@ -73,9 +83,7 @@ class _Activation:
         A : ndarray or scalar
             Of the same shape; `Z` itself if the layer works in place.
         """
-        A = self._call(self._name, Z, out=self._in_place("Z", Z))
-        self.A = np.copy(A) if self.copy else A
-        return A
+        return self._forward(Z)
 
     def backward(self, dLdA: Any) -> Any:
         """Gradient with respect to the last input.
@@ -97,10 +105,31 @@ class _Activation:
         ValueError
             If `dLdA` has another shape than the output.
         """
-        self._checked(self.A, dLdA)
-        return self._call(f"{self._name}_backward", dLdA, self.A, out=self._in_place("dLdA", dLdA))
+        return self._backward(dLdA)
 
-    __call__ = forward
+    def __call__(self, Z: Any) -> Any:
+        return self.forward(Z)
+
+    def _forward(self, Z: Any, activation: Any = None, out: Any = None, keep: bool = True) -> Any:
+        """`forward` into `out` unless the layer works in place; A is kept if `keep`."""
+        A = self._call(self._name, Z, out=self._in_place("Z", Z) if self.inplace else out)
+        if keep:
+            self.A = np.copy(A) if self.copy else A
+        return A
+
+    def _backward(self, dLdA: Any, wants_dx: bool = True, out: Any = None) -> Any:
+        """`backward` into `out` unless the layer works in place."""
+        self._checked(self.A, dLdA)
+        place = self._in_place("dLdA", dLdA) if self.inplace else out
+        return self._call(f"{self._name}_backward", dLdA, self.A, out=place)
+
+    def _options(self) -> dict[str, Any]:
+        """Arguments that make such a layer anew."""
+        return {name: getattr(self, name) for name in ("alpha", "inplace", "copy") if hasattr(self, name)}
+
+    def _release(self) -> None:
+        """Let go of the arrays of the last call."""
+        self.A = None
 
     def __repr__(self) -> str:
         options = [f"alpha={self.alpha!r}"] if hasattr(self, "alpha") else []
@@ -295,19 +324,27 @@ class PReLU(_Activation):
     def _parameters(self) -> tuple[Any, ...]:
         return (self.alpha,)
 
-    def forward(self, Z: Any) -> Any:
-        """Apply the activation; see `ReLU`."""
+    @property
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The slopes, as ``alpha``."""
+        return {"alpha": self.alpha}
+
+    @property
+    def gradients(self) -> dict[str, np.ndarray]:
+        """`dLdalpha` as ``alpha``; empty before `backward`."""
+        return {} if self.dLdalpha is None else {"alpha": np.asarray(self.dLdalpha, self.alpha.dtype)}
+
+    def _forward(self, Z: Any, activation: Any = None, out: Any = None, keep: bool = True) -> Any:
         kept = None if self._in_place("Z", Z) is None else np.array(Z)
-        A = super().forward(Z)
-        if kept is None:
-            kept = np.array(Z) if self.copy else np.asanyarray(Z)
-        self.Z = kept
+        A = super()._forward(Z, out=out, keep=keep)
+        if keep:
+            if kept is None:
+                kept = np.array(Z) if self.copy else np.asanyarray(Z)
+            self.Z = kept
         return A
 
-    __call__ = forward
-
-    def backward(self, dLdA: Any) -> Any:
-        """Gradient with respect to the last input; that with respect to alpha is put into `dLdalpha`; see `ReLU`."""
+    def _backward(self, dLdA: Any, wants_dx: bool = True, out: Any = None) -> Any:
+        """`backward`; the gradient with respect to alpha is put into `dLdalpha`."""
         self._checked(self.Z, dLdA)
         place = self._in_place("dLdA", dLdA)
         dLdZ, dLdalpha = self._call("prelu_backward", dLdA, self.Z)
@@ -318,6 +355,13 @@ class PReLU(_Activation):
             dLdZ = place
         self.dLdalpha = dLdalpha
         return dLdZ
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "alpha": self.alpha.tolist()}
+
+    def _release(self) -> None:
+        super()._release()
+        self.Z = None
 
 
 def _numbers(name: str, alpha: Any) -> np.ndarray:

@@ -1,0 +1,107 @@
+"""Losses and their gradients in one pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy import ndarray
+
+from fastrelu.native.routine import routine
+from fastrelu.operands import check_output, float_array, integer_array, is_direct, words_within
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["softmax_cross_entropy"]
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+def softmax_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, *, reduction: str = "mean", out: ndarray | None = None
+) -> tuple[Any, ndarray]:
+    """The cross-entropy between softmax(logits) and labels, and its gradient.
+
+    Parameters
+    ----------
+    logits : array_like
+        (..., classes), of any float type.
+    labels : array_like
+        (...), the right class of each row, of any integer type.
+    reduction : {"mean", "sum", "none"}, optional
+        What becomes of the losses of the rows.
+    out : ndarray, optional
+        Where to put the gradient. It may be `logits` itself.
+
+    Returns
+    -------
+    loss : scalar or ndarray
+        ``log(sum(exp(z))) - z[label]`` of each row z: their mean, their sum, or with "none" all (...), of the type of the
+        logits. The mean of no rows is NaN.
+    dlogits : ndarray
+        The gradient of the loss with respect to the logits, ``softmax(z) - onehot(label)``; divided by the number of rows for
+        "mean".
+
+    Raises
+    ------
+    TypeError
+        If an operand has another type.
+    ValueError
+        If a label is no class, a shape does not fit, or `reduction` is another.
+
+    Notes
+    -----
+    The largest logit is subtracted first, so that nothing overflows. Exponentials are those of the type of the logits, float32
+    for halves; their sum, the logarithm, the losses and the sum of the losses are float64. A row's sum has 16 chains, one for
+    each remainder of the class by 16, and so has the sum of the losses, whose last rows that do not fill 16 are added one by one
+    and then to the rest. The result of a row depends on that row only, and no bit depends on the threads. A row with a NaN or
+    +inf has the loss NaN and a gradient of NaN; -inf is a class of probability 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrelu
+    >>> loss, dlogits = fastrelu.softmax_cross_entropy(np.array([[0.0, 0.0], [0.0, 1000.0]]), [0, 1])
+    >>> print(f"{loss:.4f}")
+    0.3466
+    >>> dlogits
+    array([[-0.25,  0.25],
+           [ 0.  ,  0.  ]])
+    """
+    base = "softmax_cross_entropy"
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"{base}: reduction must be one of {_REDUCTIONS}, not {reduction!r}")
+    z = float_array(base, "logits", logits)
+    if z.ndim == 0:
+        raise ValueError(f"{base}: logits must have at least one axis, that of the classes")
+    classes = integer_array(base, "labels", labels)
+    if classes.shape != z.shape[:-1]:
+        raise ValueError(f"{base}: labels must have shape {z.shape[:-1]} as the rows of logits, not {classes.shape}")
+    if out is not None:
+        check_output(base, out, z.shape, z.dtype)
+    right = words_within(base, "labels", "a label", classes, z.shape[-1])
+
+    flat = z.reshape(-1, z.shape[-1]) if z.size else z.reshape(right.size, z.shape[-1])
+    if flat.strides[1] != flat.itemsize:
+        flat = np.ascontiguousarray(flat)
+    place = out.reshape(flat.shape) if out is not None and out.flags.c_contiguous else None
+    is_same = place is not None and place.ctypes.data == flat.ctypes.data and place.strides == flat.strides
+    if place is not None and not is_direct(place, right, *(() if is_same else (flat,))):
+        place = None
+    gradient = np.empty(flat.shape, flat.dtype) if place is None else place
+    losses, loss_sum = np.empty(right.size), np.zeros(1)
+    factor = np.full(1, 1 / max(right.size, 1) if reduction == "mean" else 1.0)
+    if flat.size:
+        routine("softmax_cross_entropy", "build", flat.dtype.name)(
+            flat.ctypes.data, flat.strides[0], right.ctypes.data, gradient.ctypes.data, gradient.strides[0],
+            losses.ctypes.data, factor.ctypes.data, loss_sum.ctypes.data, right.size, flat.shape[1], 0,
+        )  # fmt: skip
+    if out is not None and place is None:
+        np.copyto(out, gradient.reshape(z.shape))
+    dlogits = gradient.reshape(z.shape) if out is None else out
+    with np.errstate(all="ignore"):
+        if reduction == "none":
+            return losses.astype(z.dtype).reshape(right.shape), dlogits
+        loss = loss_sum[0] if reduction == "sum" else np.divide(loss_sum[0], right.size)
+        return z.dtype.type(loss), dlogits

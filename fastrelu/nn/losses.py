@@ -1,0 +1,122 @@
+"""What `fit` can minimize: means over a batch, their gradients, and how many outputs are right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import fastrelu
+
+__all__ = ["LOSSES", "Loss"]
+
+
+class Loss:
+    """A loss by its name."""
+
+    has_accuracy = True
+
+    def __init__(self) -> None:
+        self._dy: Any = None
+
+    def targets(self, argument: str, y: Any, outputs: np.ndarray) -> np.ndarray:
+        """`y` as targets for a model of which `outputs` is one row; an error tells why it cannot be."""
+        raise NotImplementedError
+
+    def __call__(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+        """The mean over the batch and its gradient, in an array that the next call fills again."""
+        raise NotImplementedError
+
+    def right(self, outputs: np.ndarray, targets: np.ndarray) -> float:
+        """The part of the outputs that are right."""
+        raise NotImplementedError
+
+    def _place(self, outputs: np.ndarray) -> np.ndarray:
+        if self._dy is None or self._dy.shape != outputs.shape or self._dy.dtype != outputs.dtype:
+            self._dy = np.empty(outputs.shape, outputs.dtype)
+        place: np.ndarray = self._dy
+        return place
+
+
+class SoftmaxCrossEntropy(Loss):
+    """Minus the logarithm of the probability of the right class, see `fastrelu.softmax_cross_entropy`."""
+
+    def targets(self, argument: str, y: Any, outputs: np.ndarray) -> np.ndarray:
+        labels = np.asarray(y)
+        if labels.dtype.kind not in "iu":
+            raise TypeError(f"fit: {argument} must be integers, the classes, for softmax_cross_entropy, not {labels.dtype}")
+        shape, classes = (len(labels), *outputs.shape[1:-1]), outputs.shape[-1]
+        if labels.shape != shape:
+            raise ValueError(f"fit: {argument} must have shape {shape}, a class for each row, not {labels.shape}")
+        wrong = labels[(labels < 0) | (labels >= classes)]
+        if wrong.size:
+            raise ValueError(f"fit: {argument} must be from 0 to {classes - 1} for {classes} outputs, not {wrong[0]}")
+        return labels.astype(np.int64, copy=False)
+
+    def __call__(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+        loss, dy = fastrelu.softmax_cross_entropy(outputs, targets, out=self._place(outputs))
+        return float(loss), dy
+
+    def right(self, outputs: np.ndarray, targets: np.ndarray) -> float:
+        return float(np.count_nonzero(outputs.argmax(-1) == targets) / targets.size)
+
+
+class _Numbers(Loss):
+    """Losses of numbers that the outputs should be."""
+
+    def targets(self, argument: str, y: Any, outputs: np.ndarray) -> np.ndarray:
+        values = np.asarray(y)
+        if values.dtype.kind not in "fiub" and values.dtype.name != "bfloat16":
+            raise TypeError(f"fit: {argument} must be numbers, not {values.dtype}")
+        shape = (len(values), *outputs.shape[1:])
+        if values.shape == shape[:-1] and shape[1:] == (1,):
+            values = values[:, None]  # one output a row
+        if values.shape != shape:
+            raise ValueError(f"fit: {argument} must have shape {shape} as the outputs, not {values.shape}")
+        return values.astype(outputs.dtype, copy=False)
+
+
+class SigmoidCrossEntropy(_Numbers):
+    """Of outputs z, the logits of independent probabilities, and targets t from 0 to 1: the mean of
+
+        t * softplus(-z) + (1 - t) * softplus(z)
+
+    which is -t log(p) - (1 - t) log(1 - p) with p = sigmoid(z). Its gradient is p - t, divided by the number of outputs.
+    """
+
+    def targets(self, argument: str, y: Any, outputs: np.ndarray) -> np.ndarray:
+        values = super().targets(argument, y, outputs)
+        wrong = values[~((values >= 0) & (values <= 1))]
+        if wrong.size:
+            raise ValueError(f"fit: {argument} must be from 0 to 1 for sigmoid_cross_entropy, not {wrong[0]}")
+        return values
+
+    def __call__(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+        losses = targets * fastrelu.softplus(-outputs) + (1 - targets) * fastrelu.softplus(outputs)
+        dy = fastrelu.sigmoid(outputs, out=self._place(outputs))
+        dy -= targets
+        dy /= max(dy.size, 1)
+        return float(losses.mean(dtype=np.float64)), dy
+
+    def right(self, outputs: np.ndarray, targets: np.ndarray) -> float:
+        return float(np.mean((outputs > 0) == (targets > 0.5)))
+
+
+class MeanSquaredError(_Numbers):
+    """The mean of the squares of the differences; it has no accuracy."""
+
+    has_accuracy = False
+
+    def __call__(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+        dy = np.subtract(outputs, targets, out=self._place(outputs))
+        loss = float(np.square(dy, dtype=np.float64 if dy.dtype == np.float64 else np.float32).mean(dtype=np.float64))
+        dy *= 2 / max(dy.size, 1)
+        return loss, dy
+
+
+LOSSES: dict[str, type[Loss]] = {
+    "softmax_cross_entropy": SoftmaxCrossEntropy,
+    "sigmoid_cross_entropy": SigmoidCrossEntropy,
+    "mean_squared_error": MeanSquaredError,
+}
+"""By the names that `fit` knows."""

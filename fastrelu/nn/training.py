@@ -1,0 +1,242 @@
+"""Training: minibatches, a step of the optimizer for each, and what is recorded on the way."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastrelu.native.guard import lock
+from fastrelu.nn.initial import generator, positive
+from fastrelu.nn.losses import LOSSES, Loss
+from fastrelu.nn.optimizers import Adam, Arrays
+from fastrelu.nn.sequential import Sequential
+
+__all__ = ["History", "fit"]
+
+
+class Optimizer(Protocol):
+    """What `fit` wants of an optimizer."""
+
+    def step(self, parameters: Arrays, gradients: Arrays) -> float:
+        """Update the parameters; returns the norm of the gradients."""
+        ...
+
+
+@dataclass
+class History:
+    """What `fit` has recorded, one value an epoch.
+
+    Parameters
+    ----------
+    loss : list of float
+        Mean loss of the training data: of each batch before the step that it led to.
+    accuracy : list of float or None
+        Part of the outputs that were right, likewise; None for a loss without accuracy.
+    gradient_norm : list of float
+        Mean over the batches of the L2 norm of all gradients together.
+    validation_loss, validation_accuracy : list of float or None
+        The same of the validation data, at the end of each epoch; None without them.
+
+    Examples
+    --------
+    >>> from fastrelu.nn import History
+    >>> History(loss=[2.0, 1.0], accuracy=None).epochs
+    2
+    """
+
+    loss: list[float] = field(default_factory=list)
+    accuracy: list[float] | None = field(default_factory=list)
+    gradient_norm: list[float] = field(default_factory=list)
+    validation_loss: list[float] | None = None
+    validation_accuracy: list[float] | None = None
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs are complete."""
+        return len(self.loss)
+
+
+def fit(
+    model: Sequential,
+    x: Any,
+    y: Any,
+    epochs: int = 10,
+    batch_size: int = 64,
+    *,
+    optimizer: Optimizer | None = None,
+    loss: str = "softmax_cross_entropy",
+    validation: tuple[Any, Any] | None = None,
+    shuffle: bool = True,
+    rng: Any = None,
+    progress: bool = True,
+) -> History:
+    """Train a model by minibatches.
+
+    With the same `rng`, model and data the bits are the same, whatever the number of threads.
+
+    Parameters
+    ----------
+    model : Sequential
+        Changed in place.
+    x : array_like
+        Inputs; the first axis is the data.
+    y : array_like
+        What the outputs should be: for softmax_cross_entropy classes, integers from 0; for sigmoid_cross_entropy numbers from 0
+        to 1, of the shape of the outputs; for mean_squared_error any numbers. Where there is one output a row, y may have one
+        axis.
+    epochs : int, optional
+        How many times all data are seen.
+    batch_size : int, optional
+        Rows for a step; the last batch of an epoch has the rest.
+    optimizer : SGD, Adam or the like, optional
+        By default ``Adam()``. It keeps its state, so that one that is given again goes on.
+    loss : str, optional
+        "softmax_cross_entropy", "sigmoid_cross_entropy" (both of outputs without the activation) or "mean_squared_error".
+    validation : tuple of x and y, optional
+        Data that are only looked at, at the end of each epoch.
+    shuffle : bool, optional
+        Whether each epoch has an order of its own, else that of the data.
+    rng : int, numpy.random.Generator or None, optional
+        Where the orders come from, or the seed.
+    progress : bool, optional
+        Whether to show a progress bar, if tqdm is installed (``pip install fastrelu[progress]``) and somebody can see it.
+
+    Returns
+    -------
+    History
+        Loss, accuracy and gradient norm of each epoch. It is ``model.history`` as well, from the beginning: an interrupt
+        (Ctrl-C) passes, the complete epochs stay there, and the parameters are those after the last complete step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If arguments do not fit together or to the model; nothing has been changed then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrelu import nn
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.standard_normal((200, 2))
+    >>> y = 2 * x[:, 0] - x[:, 1]
+    >>> model = nn.Sequential(nn.Linear(2, 1, rng=rng))
+    >>> history = nn.fit(model, x, y, epochs=20, optimizer=nn.SGD(lr=0.1), loss="mean_squared_error", rng=0)
+    >>> history.loss[-1] < 1e-3
+    True
+    """
+    objective = _checked(model, loss)
+    epochs, batch_size = positive("fit", "epochs", epochs, 0), positive("fit", "batch_size", batch_size)
+    x, y = _data("", x, y, model, objective)
+    held_out = None
+    if validation is not None:
+        if not isinstance(validation, tuple | list) or len(validation) != 2:
+            raise ValueError("fit: validation must be a pair, x and y")
+        held_out = _data("validation ", *validation, model, objective)
+    orders = generator("fit", rng)
+    if optimizer is None:
+        optimizer = Adam()
+    elif not callable(getattr(optimizer, "step", None)):
+        raise TypeError(f"fit: optimizer must have a method step, as SGD and Adam have, not be a {type(optimizer).__name__}")
+    history = model.history = _empty(objective.has_accuracy, held_out is not None)
+    batches = -(-len(x) // batch_size)
+    try:
+        with _bar(epochs * batches, progress) as bar:
+            for _ in range(epochs):
+                order = orders.permutation(len(x)) if shuffle else None
+                entries = _epoch(model, _batches(x, y, order, batch_size), optimizer, objective, bar)
+                if held_out is not None:
+                    entries |= _validate(model, *held_out, objective)
+                for name, value in entries.items():
+                    getattr(history, name).append(value)
+                if bar is not None:
+                    bar.set_postfix(entries)
+    finally:
+        model._release()
+    return history
+
+
+def _empty(has_accuracy: bool, has_validation: bool) -> History:
+    def entries(are_there: bool) -> list[float] | None:
+        return [] if are_there else None
+
+    return History([], entries(has_accuracy), [], entries(has_validation), entries(has_accuracy and has_validation))
+
+
+def _checked(model: Any, loss: Any) -> Loss:
+    if not isinstance(model, Sequential):
+        raise TypeError(f"fit: model must be a Sequential, not {type(model).__name__}")
+    if not model.parameters:
+        raise ValueError("fit: model has no parameters to learn")
+    if not isinstance(loss, str) or loss not in LOSSES:
+        raise ValueError(f"fit: loss must be one of {', '.join(LOSSES)}, not {loss!r}")
+    return LOSSES[loss]()
+
+
+def _data(words: str, x: Any, y: Any, model: Sequential, objective: Loss) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets as arrays that the model and the loss can take."""
+    x, y = np.asarray(x), np.asarray(y)
+    for argument, array in (("x", x), ("y", y)):
+        if array.ndim < 1 or not len(array):
+            raise ValueError(f"fit: {words}{argument} must have at least one row, not shape {array.shape}")
+    if len(x) != len(y):
+        raise ValueError(f"fit: {words}y must have as many rows as x, {len(x)}, not {len(y)}")
+    return x, objective.targets(f"{words}y", y, model.predict(x[:1]))
+
+
+def _batches(x: np.ndarray, y: np.ndarray, order: Any, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The batches of an epoch; with an order all of them in the same memory."""
+    if order is None:
+        for start in range(0, len(x), batch_size):
+            yield x[start : start + batch_size], y[start : start + batch_size]
+        return
+    place = np.empty((min(batch_size, len(x)), *x.shape[1:]), x.dtype.newbyteorder("="))
+    for start in range(0, len(x), batch_size):
+        rows = order[start : start + batch_size]
+        # With another mode than "raise" NumPy writes straight into the place. No row is out of range.
+        yield np.take(x, rows, axis=0, out=place[: len(rows)], mode="clip"), y[rows]
+
+
+def _epoch(model: Sequential, batches: Any, optimizer: Optimizer, objective: Loss, bar: Any) -> dict[str, float]:
+    """A step for each batch; returns what the history notes."""
+    losses, right, norms, rows, count = 0.0, 0.0, 0.0, 0, 0
+    parameters = model.parameters
+    for x, y in batches:
+        outputs = model._forward(x, escapes=False)
+        loss, dy = objective(outputs, y)
+        right += objective.right(outputs, y) * len(x) if objective.has_accuracy else 0
+        model._backward(dy, wants_dx=False)
+        norms += optimizer.step(parameters, model.gradients)
+        losses, rows, count = losses + loss * len(x), rows + len(x), count + 1
+        if bar is not None:
+            bar.update()
+    accuracy = {"accuracy": right / rows} if objective.has_accuracy else {}
+    return {"loss": losses / rows, **accuracy, "gradient_norm": norms / count}
+
+
+def _validate(model: Sequential, x: np.ndarray, y: np.ndarray, objective: Loss) -> dict[str, float]:
+    losses, right = 0.0, 0.0
+    for inputs, targets in _batches(x, y, None, 1024):
+        outputs = model.predict(inputs)
+        losses += objective(outputs, targets)[0] * len(inputs)
+        right += objective.right(outputs, targets) * len(inputs) if objective.has_accuracy else 0
+    accuracy = {"validation_accuracy": right / len(x)} if objective.has_accuracy else {}
+    return {"validation_loss": losses / len(x), **accuracy}
+
+
+@contextmanager
+def _bar(total: int, progress: bool) -> Iterator[Any]:
+    """A progress bar; None if it is not wanted, cannot be seen, or tqdm is not there."""
+    is_seen = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+    if not (progress and is_seen and importlib.util.find_spec("tqdm")):
+        yield None
+        return
+    with lock:
+        from tqdm import tqdm
+    with tqdm(total=total, desc="training", unit="batch") as bar:
+        yield bar

@@ -1,0 +1,143 @@
+"""Operands of the functions that are no ufuncs: checked, and as arrays that a kernel can read."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from fastrelu import faults
+from fastrelu.native.routine import routine
+from fastrelu.operations import FLOATS, HALVES, INTEGERS
+
+# What NumPy's functions make of integers: the smallest float that holds them.
+_FLOAT_OF = {1: np.dtype(np.float16), 2: np.dtype(np.float32), 4: np.dtype(np.float64), 8: np.dtype(np.float64)}
+
+
+def number_array(base: str, name: str, value: Any, ndims: Mapping[int, str] | None = None) -> ndarray:
+    """An operand of any float or integer type, native and aligned; a copy only if it has to be.
+
+    Parameters
+    ----------
+    base, name : str
+        The function and the operand, for errors.
+    value : array_like
+        The operand.
+    ndims : mapping of int to str, optional
+        How many axes it may have, and what those are.
+    """
+    fault = faults.device_fault(base, name, value) or faults.operand_fault(base, {name: value}, {})
+    if fault is not None:
+        raise fault
+    array = np.asarray(value)
+    if array.dtype.name not in FLOATS + INTEGERS:  # a Python integer that no integer type holds
+        raise TypeError(f"{base}: {name} must be an integer type, float16, bfloat16, float32 or float64, not {array.dtype}")
+    if ndims is not None and array.ndim not in ndims:
+        raise ValueError(f"{base}: {name} must have shape {' or '.join(ndims.values())}, not {array.shape}")
+    return native(array)
+
+
+def native(array: ndarray) -> ndarray:
+    """The same, in the order of bytes and with the alignment of the processor."""
+    if array.dtype.isnative and array.flags.aligned:
+        return array
+    return np.array(array, array.dtype.newbyteorder("="))
+
+
+def float_array(base: str, name: str, value: Any, ndims: Mapping[int, str] | None = None) -> ndarray:
+    """The same; integers become the float type that NumPy's functions give them."""
+    array = number_array(base, name, value, ndims)
+    return array if array.dtype.name in FLOATS else array.astype(_FLOAT_OF[array.dtype.itemsize])
+
+
+def wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type that sums of `dtype` have."""
+    return np.dtype(np.float32) if dtype.name in HALVES else dtype
+
+
+def integer_array(base: str, name: str, value: Any) -> ndarray:
+    """An operand of an integer type; an empty list is one as well."""
+    fault = faults.device_fault(base, name, value) or faults.operand_fault(base, {name: value}, {})
+    if fault is not None:
+        raise fault
+    array = np.asarray(value)
+    if array.size == 0 and not isinstance(value, ndarray):
+        array = array.astype(np.int64)
+    if array.dtype.name not in INTEGERS:
+        raise TypeError(f"{base}: {name} must be of an integer type, not {array.dtype}")
+    return array
+
+
+def words_within(base: str, name: str, what: str, integers: ndarray, limit: int, exempt: int | None = None) -> ndarray:
+    """`integers` as contiguous int64, which are all in ``range(limit)`` or `exempt`; `what` one of them is called."""
+    words = np.ascontiguousarray(integers, np.int64)
+    first = -1
+    if integers.dtype == np.uint64 and (huge := integers > np.iinfo(np.int64).max).any():
+        first = int(huge.argmax())
+    elif words.size:
+        first = _first_outside(words, limit, exempt)
+    if first >= 0:
+        place = tuple(int(i) for i in np.unravel_index(first, integers.shape))
+        where = f"{name}[{', '.join(map(str, place))}]" if place else name
+        allowed = f"in range({limit})" + (f" or {exempt}" if exempt is not None else "")
+        raise ValueError(f"{base}: {what} must be {allowed}, not {integers[place]} as in {where}")
+    return words
+
+
+def _first_outside(words: ndarray, limit: int, exempt: int | None) -> int:
+    if limit == 0 and exempt is None:
+        return 0
+    # What is in the range anyway is no exception.
+    found = np.full(1, -1)
+    exempt = 0 if exempt is None else exempt
+    routine("ranges", "first_outside")(words.ctypes.data, words.size, limit, exempt, found.ctypes.data, 0)
+    return int(found[0])
+
+
+def whole_number(base: str, name: str, value: Any) -> int:
+    """An argument that must be an integer."""
+    try:
+        if not isinstance(value, bool | np.bool_):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{base}: {name} must be an integer, not {type(value).__name__}")
+
+
+def pair(base: str, name: str, value: Any, least: int) -> tuple[int, int]:
+    """An integer for rows and columns, or one for each."""
+    if isinstance(value, tuple | list | ndarray) and np.ndim(value) == 1:
+        if len(value) != 2:
+            raise ValueError(f"{base}: {name} must be one integer or two, not {len(value)}")
+        numbers = tuple(whole_number(base, name, v) for v in value)
+    else:
+        numbers = (whole_number(base, name, value),) * 2
+    if min(numbers) < least:
+        raise ValueError(f"{base}: {name} must be at least {least}, not {value}")
+    return numbers[0], numbers[1]
+
+
+def check_output(base: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str = "out") -> None:
+    """Refuse an array for results that has another shape or type, or cannot be written."""
+    if not isinstance(out, ndarray):
+        raise faults.device_fault(base, name, out) or TypeError(f"{base}: {name} must be an array, not {type(out).__name__}")
+    if out.shape != shape:
+        raise ValueError(f"{base}: {name} must have shape {shape}, not {out.shape}")
+    if out.dtype.newbyteorder("=") != dtype:
+        raise TypeError(f"{base}: {name} must have type {dtype}, not {out.dtype}")
+    fault = faults.read_only_fault(base, name, out)
+    if fault is not None:
+        raise fault
+
+
+def is_direct(out: ndarray | None, *operands: ndarray) -> bool:
+    """Whether a kernel can write to `out` while it reads the operands."""
+    return (
+        out is not None
+        and out.dtype.isnative
+        and out.flags.aligned
+        and not any(np.may_share_memory(out, operand) for operand in operands)
+    )

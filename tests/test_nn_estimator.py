@@ -1,0 +1,77 @@
+"""The classifier for scikit-learn."""
+
+import numpy as np
+import pytest
+
+from tests.subprocesses import run
+
+pytest.importorskip("sklearn")
+
+from sklearn.datasets import load_iris
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from fastrelu.nn import MLPClassifier
+
+
+def test_scikit_learn_accepts_it():
+    check_estimator(MLPClassifier(max_iter=50), on_skip=None)
+
+
+def test_it_works_in_a_pipeline():
+    X, y = load_iris(return_X_y=True)
+    classifier = MLPClassifier((32,), learning_rate_init=0.01, max_iter=60, random_state=0)
+    assert cross_val_score(make_pipeline(StandardScaler(), classifier), X, y, cv=3).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "options", [{"solver": "sgd", "learning_rate_init": 0.1}, {"activation": "tanh"}, {"hidden_layer_sizes": ()}]
+)
+def test_options(options):
+    X = np.random.default_rng(0).standard_normal((200, 3)).astype(np.float32)
+    y = np.where(X[:, 0] > X[:, 1], "yes", "no")
+    classifier = MLPClassifier(**{"random_state": 0, "learning_rate_init": 0.02, **options}).fit(X, y)
+    assert classifier.score(X, y) > 0.95
+    assert classifier.predict_proba(X).dtype == np.float32
+    assert classifier.n_iter_ == len(classifier.loss_curve_)
+
+
+def test_training_ends_when_nothing_gets_better():
+    X, y = load_iris(return_X_y=True)
+    assert MLPClassifier(tol=1.0, n_iter_no_change=3).fit(X, y).n_iter_ == 4
+
+
+def test_penalty_makes_weights_smaller():
+    X, y = load_iris(return_X_y=True)
+
+    def weight(alpha):
+        classifier = MLPClassifier(alpha=alpha, random_state=0, max_iter=100, learning_rate_init=0.01)
+        return np.abs(classifier.fit(X, y).model_.parameters["0.weight"]).sum()
+
+    assert weight(100.0) < weight(0.0) / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"solver": "lbfgs"}, "solver must be adam or sgd, not 'lbfgs'"),
+        ({"activation": "step"}, "activation must be one of relu, .*, not 'step'"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"max_iter": 0}, "max_iter must be at least 1, not 0"),
+    ],
+)
+def test_option_out_of_range(options, words):
+    with pytest.raises(ValueError, match=f"^MLPClassifier: {words}"):
+        MLPClassifier(**options).fit([[0.0], [1.0]], [0, 1])
+
+
+def test_predict_needs_a_fit():
+    with pytest.raises(NotFittedError):
+        MLPClassifier().predict([[0.0]])
+
+
+def test_the_package_does_not_need_scikit_learn():
+    run("import sys; sys.modules['sklearn'] = None\nfrom fastrelu.nn import *\nfrom fastrelu import nn\nnn.Linear(2, 1)")
