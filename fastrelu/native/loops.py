@@ -116,8 +116,8 @@ def _link_packing(dtype: str, vector_bytes: int) -> int:
 
 
 @cache
-def _link_tiles(formula: str, dtype: str, vector_bytes: int) -> None:
-    """Link the micro-kernels with an activation, and provide the table of them."""
+def _link_tiles(formula: str, dtype: str, vector_bytes: int) -> int:
+    """Link the micro-kernels with an activation, and provide the table of them; returns its address."""
     name = matrix.tiles_name(formula, dtype, vector_bytes)
     write = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(
         _part(name, "linear", "tiles", formula, dtype, vector_bytes)
@@ -126,6 +126,7 @@ def _link_tiles(formula: str, dtype: str, vector_bytes: int) -> None:
     write(ctypes.addressof(table), 0)
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(table))  # the code that refers to it is never freed either
     linker.provide(f"{name}_table", ctypes.addressof(table))
+    return ctypes.addressof(table)
 
 
 def weight_packing(dtype: str, vector_bytes: int) -> tuple[int, int]:
@@ -197,6 +198,25 @@ def address_of_gradient(spec: Gradient) -> int:
         name = matrix.form_name(spec.formula, sums, spec.mask, vector_bytes)
         _part(name, "gradient", "build", spec.formula, sums, spec.mask, vector_bytes, tiling.widths[-1])
         return linker.link(spec.name, source)
+
+
+def convolution_gradient_parts(formula: str, dtype: str, vector_bytes: int) -> tuple[int, ...]:
+    """The addresses of what the gradient of a convolution's weight needs: packing, micro-kernels, forming of dz, delivery and
+    adding of sums.
+    """
+    tiling = matrix.Tiling(dtype, vector_bytes)
+    sums = tiling.sum_dtype
+    form = matrix.form_name(formula, sums, False, vector_bytes)
+    with lock:
+        runtime()
+        _link_panels()
+        return (
+            _link_packing(dtype, vector_bytes),
+            _link_tiles("", sums, vector_bytes),
+            _part(form, "gradient", "build", formula, sums, False, vector_bytes, tiling.widths[-1]),
+            _part(matrix.deliver_name(dtype, vector_bytes), "results", "build", dtype, vector_bytes),
+            _part(matrix.add_up_name(sums, vector_bytes), "results", "add_up", sums, vector_bytes),
+        )
 
 
 def _plan() -> Source:
