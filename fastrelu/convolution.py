@@ -12,16 +12,16 @@ The names follow one rule: ``conv2d``, the activation, ``backward``. What is sai
   and ``"same"`` keeps the size with stride 1: of dilation (K - 1) zeros the smaller half comes first.
 * Padding is zeros that take part in the sum: 0 times an infinite weight is NaN. So it is in the gradients.
 * Each element is summed in blocks of 256 terms, within a block one chain of fused multiply-adds, and the blocks' sums in
-  ascending order. The terms of y are (c, kh, kw) in this order, and its first block starts from the bias; those of dx (o, kh, kw),
-  where stride lets them meet; those of dw and db (image, h, v). Nothing else that a call does changes the bits: neither
-  threads, layouts, the batch (in y and dx), nor what else is calculated.
+  ascending order. The terms of y are (c, kh, kw) in this order, and its first block starts from the bias; those of dx are
+  (o, kh, kw), where the stride lets them meet; those of dw and db (image, h, v). Nothing else that a call does changes the
+  bits: neither threads, layouts, the batch (in y and dx), nor what else is calculated.
 * float16, bfloat16, float32 and float64 give the same type back; the halves are summed in float32 and rounded once. Types are
   mixed by NumPy's rules; integers become floats. Parameters such as alpha do not change the type.
 * Strides of the operands are free: an array in the order (N, H, W, C) is ``a.transpose(0, 3, 1, 2)``. ``out`` may overlap the
   inputs. Results without `out` are C-contiguous. No call warns about floating-point errors.
 * In the gradients dz = f'(dy, y) is the gradient before the activation, which is never stored as a whole; where y is NaN the
-  gradient passes. ``wanted`` names the gradients to calculate, and the others are returned as None. ``out`` is a triple of arrays
-  or None. Those that ``accumulate`` names are added to what `out` holds, and take part in the choice of the type.
+  gradient passes. ``wanted`` names the gradients to calculate, and the others are returned as None. ``out`` is a triple of
+  arrays or None. Those that ``accumulate`` names are added to what `out` holds, and take part in the choice of the type.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from numpy import ndarray
 
 from fastrelu import convolution_operands as operands
 from fastrelu.gradients import named, outputs_for
-from fastrelu.native import convolution
-from fastrelu.native.convolution import Geometry
+from fastrelu.native.convolution import Geometry, forward, input_gradient
+from fastrelu.native.convolution_gradient import weight_gradient
 from fastrelu.operations import GRADIENTS
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _forward(
     elif y.size:
         if 0 in x.shape:
             x, geometry = _without_padding(x, geometry)
-        convolution.forward(x, w, b, y, geometry, formula, alpha)
+        forward(x, w, b, y, geometry, formula, alpha)
     return operands.deliver(y, out, shape)
 
 
@@ -142,7 +142,7 @@ def _backward(
     needs_images = wanted != ("db",)
     for name, operand in (("x", x), ("w", w)):
         if operand is None and needs_images:
-            raise ValueError(f"{base}: {name} is needed for {[g for g in wanted if g != 'db'][0]}, and must not be None")
+            raise ValueError(f"{base}: {name} is needed for {next(g for g in wanted if g != 'db')}, and must not be None")
     named_operands = {"dy": dy, "y": y, "x": x, "w": w} if formula else {"dy": dy, "x": x, "w": w}
     named_operands = {name: o for name, o in named_operands.items() if o is not None or name in ("dy", "y")}
     named_operands |= {f"out for {name}": outputs[name] for name in added}
@@ -163,12 +163,12 @@ def _backward(
     for name in places.keys() - calculated.keys():
         places[name][...] = held.get(name, 0)
     if "dx" in calculated:
-        convolution.input_gradient(dy, y, w, calculated["dx"], geometry, formula, alpha, held.get("dx"))
+        input_gradient(dy, y, w, calculated["dx"], geometry, formula, alpha, held.get("dx"))
     if "dw" in calculated or "db" in calculated:
         if "dw" in calculated and 0 in x.shape:
             x, geometry = _without_padding(x, geometry)
         gradients = calculated.get("dw"), calculated.get("db")
-        convolution.weight_gradient(dy, y, x, *gradients, geometry, formula, alpha, held.get("dw"), held.get("db"))
+        weight_gradient(dy, y, x, *gradients, geometry, formula, alpha, held.get("dw"), held.get("db"))
     results = [operands.deliver(places[g], outputs.get(g), shapes[g]) if g in wanted else None for g in GRADIENTS]
     return results[0], results[1], results[2]
 

@@ -24,7 +24,7 @@ def arrays(base: str, operands: Mapping[str, Any]) -> dict[str, ndarray]:
     """The operands as arrays of their common type, aligned and in native byte order; none of them is copied without need."""
     made = {}
     for name, operand in operands.items():
-        fault = faults.device_fault(base, name, operand)
+        fault: BaseException | None = faults.device_fault(base, name, operand)
         if fault is None and (faults.overrides(operand) or isinstance(operand, np.ma.MaskedArray)):
             kind = f"{type(operand).__module__}.{type(operand).__name__}"
             fault = TypeError(f"{base}: {name} must be a NumPy array, not {kind}")
@@ -71,7 +71,7 @@ def _whole(base: str, name: str, value: Any, least: int, also: str = "") -> int:
 
 def _pair(base: str, name: str, value: Any, least: int) -> tuple[int, int]:
     """What holds for rows and for columns: two whole numbers, or one for both."""
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes) and np.ndim(value):
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) != 0:
         values = [*value]
         if len(values) != 2:
             raise ValueError(f"{base}: {name} must be one whole number or two, not {len(values)}")

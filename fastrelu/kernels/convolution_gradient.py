@@ -10,8 +10,8 @@
 The product is patches @ dz. A row of patches is what one tap (c, kh, kw) sees at each position (image, oh, ow), and a last row
 of ones makes db. A column of dz is an output channel. The result is transposed as it is delivered.
 
-Each output position reads its taps from the band: there a row of x stands padded, and with a stride of s columns as s rows, each
-with every s-th column, so that neighbours of the output are neighbours there too.
+Each output position reads its taps from the band: there a row of x stands padded, and with a stride of s columns as s rows,
+each with every s-th column, so that neighbours of the output are neighbours there too.
 """
 
 from numba.extending import register_jitable
@@ -44,7 +44,7 @@ from fastrelu.kernels.tile import load_row, zeros
 from fastrelu.kernels.vector import ELEMENTS
 from fastrelu.operations import KC
 
-# Offsets in bytes into the problem, which `fastrelu.native.convolution` writes.
+# Offsets in bytes into the problem, which `fastrelu.native.convolution_gradient` writes.
 X = 0  # address; steps between images, channels, rows, columns; whether a plane is one row of positions
 DY = 48  # address; steps between images, channels, positions; positions of an image
 Y = 88  # address; the same steps
@@ -206,10 +206,10 @@ def _form(problem, scratch, group, first, terms, j0, j1):
 def _add_block(problem, scratch, group, number, r0, r1, j0, j1, sums, sums_row, is_first):
     """The sums of one block of positions, for rows and columns of one group; returns 1 if there was memory."""
     x, x_image, x_channel, _, x_column, is_flat = words(problem + X, 6)
-    images, _, channels, height, width = words(problem + INPUT, 5)
-    n, OH, OW = words(problem + OUTPUT, 3)
+    images, _, channels = words(problem + INPUT, 3)
+    OH, OW = words(problem + OUTPUT + 8, 2)
     KH, KW, _, column_stride, _, _, _, column_dilation = words(problem + KERNEL, 8)
-    MR, NARROW, NR, IN, SIZE, pack, kernels = words(problem + KIND, 7)
+    MR, NARROW, NR, _, SIZE, pack, kernels = words(problem + KIND, 7)
     one = read_word(problem + PARTS + 40)
     taps, k = KH * KW, channels * KH * KW if read_word(problem + DW) != 0 else 0
     first = number * KC
