@@ -3,6 +3,7 @@
 The terms of each output are gathered into a matrix, whose products `tests.reference.linear` adds in order.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,7 +82,7 @@ def _groups(case: Case, a: np.ndarray, axis: int) -> list[np.ndarray]:
 
 def sums(case: Case, x: np.ndarray, w: np.ndarray, b: np.ndarray | None) -> np.ndarray:
     """The convolution, of halves in float32."""
-    images, outputs, oh, ow = case.y
+    images, _, oh, ow = case.y
     seen, w = taps(case, _wide(x)), _wide(w)
     y = []
     for g, (part, weight) in enumerate(zip(_groups(case, seen, 1), _groups(case, w, 0), strict=True)):
@@ -116,7 +117,7 @@ def _dx(case: Case, dz: np.ndarray, w: np.ndarray) -> np.ndarray:
             rows[(rows < 0) | (rows > oh)], columns[(columns < 0) | (columns > ow)] = oh, ow
             seen = dz[:, :, rows[:, None, :, None], columns[None, :, None, :]]  # (N, O, H, W, KH, KW)
             seen = seen.transpose(0, 2, 3, 1, 4, 5)
-            terms = seen.reshape(-1, dz.shape[1] * len(kh) * len(kw))
+            terms = seen.reshape(math.prod(seen.shape[:3]), math.prod(seen.shape[3:]))
             weight = w[:, :, kh][..., kw].transpose(0, 2, 3, 1).reshape(-1, w.shape[1])
             phase = linear(terms, weight).reshape(*seen.shape[:3], -1).transpose(0, 3, 1, 2)
             dx[:, :, first_row::sh, first_column::sw] = phase
