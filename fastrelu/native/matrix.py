@@ -51,6 +51,11 @@ def add_up_name(dtype: str, vector_bytes: int) -> str:
     return f"fastrelu_add_up_{dtype}_{vector_bytes}"
 
 
+def patches_name(dtype: str, vector_bytes: int) -> str:
+    """What copies patches into a panel."""
+    return f"fastrelu_patches_{dtype}_{vector_bytes}"
+
+
 def form_name(formula: str, dtype: str, mask: bool, vector_bytes: int) -> str:
     """What forms the gradient before an activation."""
     return f"fastrelu_form_{formula}{'_mask' * mask}_{dtype}_{vector_bytes}"
