@@ -86,8 +86,16 @@ def train(epochs: int, seed: int, progress: bool = True) -> Analysis:
     seconds = time.perf_counter() - start
     probabilities = fastrelu.sigmoid(model.predict(x_test)[:, 0])
     predicted = (probabilities > 0.5).astype(np.int64)
-    scores = [score(y_test, predicted) for score in (metrics.accuracy, metrics.precision, metrics.recall, metrics.f1)]
-    return Analysis(history, *scores, probabilities, y_test, seconds)
+    return Analysis(
+        history,
+        metrics.accuracy(y_test, predicted),
+        metrics.precision(y_test, predicted),
+        metrics.recall(y_test, predicted),
+        metrics.f1(y_test, predicted),
+        probabilities,
+        y_test,
+        seconds,
+    )
 
 
 def draw(analysis: Analysis, path: Path) -> None:

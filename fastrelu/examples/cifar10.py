@@ -68,7 +68,7 @@ class Scale:
         return cls(*(part.astype(np.float32)[:, None, None] for part in (mean, np.maximum(deviation, 1))))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        return (x.astype(np.float32) - self.mean) / self.deviation
+        return np.asarray((x.astype(np.float32) - self.mean) / self.deviation)
 
 
 def network(rng: np.random.Generator) -> nn.Sequential:

@@ -28,6 +28,8 @@ _STYLE = {
     "axes.prop_cycle": "cycler('color', ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'])",
     "lines.linewidth": 2.2,
     "legend.frameon": False,
+    "figure.constrained_layout.hspace": 0.06,
+    "figure.constrained_layout.wspace": 0.04,
     "savefig.dpi": 85,
     "svg.fonttype": "none",
 }
@@ -71,7 +73,6 @@ def picture(path: Path, title: str, rows: int = 1, columns: int = 1, size: tuple
         figure = Figure(figsize=size, layout="constrained")
         figure.suptitle(title, fontsize=14, fontweight="bold")
         axes = figure.subplots(rows, columns, squeeze=False)
-        figure.get_layout_engine().set(hspace=0.06, wspace=0.04)
         yield axes
         figure.savefig(path)
     if path.suffix.lower() == ".png":

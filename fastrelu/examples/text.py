@@ -119,18 +119,18 @@ def review(rng: np.random.Generator) -> tuple[str, int]:
     """A review, and 1 for praise or 0 for complaint."""
 
     def one(words: Sequence[str]) -> str:
-        return words[rng.integers(len(words))]
+        return words[int(rng.integers(len(words)))]
 
     praise, negated = rng.integers(2), rng.integers(2)
     judgement = one(GOOD if praise != negated else BAD)
     if rng.random() < 0.05:  # a typing error: two letters in the wrong order
-        place = rng.integers(len(judgement) - 1)
-        judgement = judgement[:place] + judgement[place + 1] + judgement[place] + judgement[place + 2 :]
+        first = int(rng.integers(len(judgement) - 1))
+        judgement = judgement[:first] + judgement[first + 1] + judgement[first] + judgement[first + 2 :]
     words = ["the", one(THINGS), "was", *([one(NEGATIONS)] if negated else []), *([one(DEGREES)] if rng.integers(2) else [])]
     sentences = [" ".join([*words, judgement])]
-    for _ in range(rng.integers(3)):
+    for _ in range(int(rng.integers(3))):
         place = "".join(one(SYLLABLES) for _ in range(3))
-        sentences.insert(rng.integers(len(sentences) + 1), one(ASIDES).format(day=one(DAYS), place=place))
+        sentences.insert(int(rng.integers(len(sentences) + 1)), one(ASIDES).format(day=one(DAYS), place=place))
     return " ".join(f"{sentence.capitalize()}." for sentence in sentences), int(praise)
 
 
@@ -160,8 +160,10 @@ def train(epochs: int, seed: int, count: int = COUNT, progress: bool = True) -> 
         nn.Linear(HIDDEN[1], 1, rng=rng),
     )
     linear = nn.Sequential(embedding(), nn.Linear(DIMENSION, 1, rng=rng))
-    histories = [
-        nn.fit(
+
+    def learn(network: nn.Sequential) -> tuple[nn.History, float]:
+        """The history, and the accuracy on the test set."""
+        history = nn.fit(
             network,
             ids,
             labels,
@@ -173,17 +175,19 @@ def train(epochs: int, seed: int, count: int = COUNT, progress: bool = True) -> 
             rng=rng,
             progress=progress,
         )
-        for network in (model, linear)
-    ]
-    accuracies = [metrics.accuracy(test_labels, network.predict(test_ids)[:, 0] > 0) for network in (model, linear)]
+        return history, metrics.accuracy(test_labels, network.predict(test_ids)[:, 0] > 0)
+
+    (history, accuracy), (linear_history, linear_accuracy) = learn(model), learn(linear)
     words = test_ids[test_ids != Vocabulary.PADDING]
     sure = fastrelu.sigmoid(model.predict(vocabulary.encode(EXAMPLES, LENGTH))[:, 0])
     return Reviews(
         vocabulary,
-        *histories,
-        *accuracies,
-        float(np.mean(words == Vocabulary.UNKNOWN)),
-        dict(zip(EXAMPLES, map(float, sure), strict=True)),
+        history,
+        linear_history,
+        accuracy,
+        linear_accuracy,
+        unknown=float(np.mean(words == Vocabulary.UNKNOWN)),
+        probabilities=dict(zip(EXAMPLES, map(float, sure), strict=True)),
     )
 
 
