@@ -19,6 +19,7 @@ from fastrelu.operands import (
     float_array,
     integer_array,
     is_direct,
+    name_of,
     number_array,
     pair,
     whole_number,
@@ -164,7 +165,7 @@ def max_pool2d(
     else:
         words += [0] * 5
     if y.size:
-        kernel = routine("max_pool2d", "forward", images.dtype.name, "indices" if return_indices else "values")
+        kernel = routine("max_pool2d", "forward", name_of(images.dtype), "indices" if return_indices else "values")
         kernel(*words, *images.shape, rows, columns, *window, *step, *padded, *gaps, 0)
     results = [_delivered(r, o, shape) for r, o in zip((y, indices), wanted, strict=False) if r is not None]
     return tuple(results) if return_indices else results[0]
@@ -251,7 +252,7 @@ def max_pool2d_backward(dy: ArrayLike, indices: ArrayLike, shape: Any, *, out: n
     is_place = is_direct(out, gradients, found) and out is not None and sums == out.dtype and _has_planes(out)
     dx = out.reshape((n, c, h, w)) if is_place and out is not None else _like(four, (n, c, h, w), sums)
     if dx.size:
-        routine("max_pool2d", "backward", gradients.dtype.name)(
+        routine("max_pool2d", "backward", name_of(gradients.dtype))(
             four.ctypes.data, *four.strides, places.ctypes.data, *places.strides,
             dx.ctypes.data, *dx.strides[:2], dx.strides[3], n, c, h * w, rows, columns, 0, 0,
         )  # fmt: skip

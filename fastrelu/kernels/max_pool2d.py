@@ -171,7 +171,8 @@ def forward(dtype: str, results: str, vector_bytes: int):
     part_address = callback_address(part, 2)
 
     def kernel(task):
-        n, c, h, w, rows, columns, a, b = words(task + 120, 8)
+        n, c = words(task + 120, 2)
+        rows, columns, a, b = words(task + 152, 4)
         planes = n if not (has_rows(task) and read_word(task + 192) <= 2) and has_channels(task) else n * c
         parts = parts_of(planes * rows, n * c * rows * columns * a * b, GRAIN)
         write_words(task + PARTS, (parts,))
@@ -191,7 +192,7 @@ def backward(dtype: str, vector_bytes: int):
     """
     element = ELEMENTS[dtype]
     wide = widened(Vector(element, 1)).element
-    SIZE = size_of(wide)
+    DY, SIZE = size_of(element), size_of(wide)
     LANES = vector_bytes // SIZE
     load, load_sum = load_operands([(element, False)], 1, True, partial=False), load_row(wide, 1)
     zero, zero_row, store_zeros = zeros(wide, 1, 1), zeros(wide, 1, LANES), store_lanes(LANES)
@@ -205,9 +206,13 @@ def backward(dtype: str, vector_bytes: int):
             for i in range(count):
                 store(place + i * step, 0, zero()[0])
 
+    @register_jitable
+    def add(place, gradient):
+        store(place, 0, load_sum(place) + load((gradient,), 0, 0)[0])
+
     def part(task, number):
         dy, dy_n, dy_c, dy_h, dy_w, i, i_n, i_c, i_h, i_w, dx, dx_n, dx_c, dx_step = words(task, 14)
-        n, c, size, rows, columns, block, blocks = words(task + 112, 7)
+        c, size, rows, columns, block, blocks = words(task + 120, 6)
         image, first = number // blocks, number % blocks * block
         count = smaller(block, c - first)
         dy += image * dy_n + first * dy_c
@@ -218,12 +223,15 @@ def backward(dtype: str, vector_bytes: int):
         else:
             for place in range(size):
                 clear(dx + place * dx_step, dx_c, count)
+        if count == 1 and dy_w == DY and dy_h == columns * DY and i_w == 8 and i_h == columns * 8 and dx_step == SIZE:
+            for k in range(rows * columns):
+                add(dx + SIZE * read_word(i + 8 * k), dy + DY * k)
+            return
         for row in range(rows):
             for column in range(columns):
                 for k in range(count):
                     place = dx + k * dx_c + dx_step * read_word(i + row * i_h + column * i_w + k * i_c)
-                    gradient = load((dy + row * dy_h + column * dy_w + k * dy_c,), 0, 0)[0]
-                    store(place, 0, load_sum(place) + gradient)
+                    add(place, dy + row * dy_h + column * dy_w + k * dy_c)
 
     part_address = callback_address(part, 2)
 
