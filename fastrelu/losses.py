@@ -55,9 +55,9 @@ def softmax_cross_entropy(
     Notes
     -----
     The largest logit is subtracted first, so that nothing overflows. Exponentials are those of the type of the logits, float32
-    for halves; their sum, the logarithm, the losses and the sum of the losses are float64. A row is summed in 16 chains, one for
-    each remainder of the class by 16, and so are the losses of the rows; losses that do not fill 16 are a sum of their own. The
-    result of a row depends on that row only, and no bit depends on the threads.
+    for halves; their sum, the logarithm, the losses and the sum of the losses are float64. A row is summed in 16 chains, one
+    for each remainder of the class by 16, and so are the losses of the rows; losses that do not fill 16 are a sum of their own.
+    The result of a row depends on that row only, and no bit depends on the threads.
 
     A row with a NaN or +inf has the loss NaN and a gradient of NaN; -inf is a class of probability 0.
 
@@ -109,4 +109,5 @@ def softmax_cross_entropy(
     loss = loss_sum.value
     if reduction == "mean":
         loss = loss / right.size if right.size else math.nan
-    return z.dtype.type(loss), dlogits
+    with np.errstate(all="ignore"):
+        return z.dtype.type(loss), dlogits

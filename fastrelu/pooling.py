@@ -254,7 +254,7 @@ def max_pool2d_backward(dy: ArrayLike, indices: ArrayLike, shape: Any, *, out: n
     if dx.size:
         routine("max_pool2d", "backward", name_of(gradients.dtype))(
             four.ctypes.data, *four.strides, places.ctypes.data, *places.strides,
-            dx.ctypes.data, *dx.strides[:2], dx.strides[3], n, c, h * w, rows, columns, 0, 0,
+            dx.ctypes.data, *dx.strides[:2], dx.strides[3], n, c, h * w, rows, columns, 0, 0, 0, 0,
         )  # fmt: skip
     if sums != gradients.dtype:
         with np.errstate(all="ignore"):
