@@ -17,7 +17,12 @@ from fastrelu.operations import FLOATS, HALVES, INTEGERS
 
 _KNOWN = frozenset(FLOATS + INTEGERS)
 # What NumPy's functions make of integers: the smallest float that holds them.
-_FLOAT_OF = {1: np.dtype(np.float16), 2: np.dtype(np.float32), 4: np.dtype(np.float64), 8: np.dtype(np.float64)}
+_FLOAT_OF: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.float16),
+    2: np.dtype(np.float32),
+    4: np.dtype(np.float64),
+    8: np.dtype(np.float64),
+}
 
 
 @cache
@@ -66,7 +71,10 @@ def native(array: ndarray) -> ndarray:
 def float_array(base: str, name: str, value: Any, ndims: Mapping[int, str] | None = None) -> ndarray:
     """The same; integers become the float type that NumPy's functions give them."""
     array = number_array(base, name, value, ndims)
-    return array if name_of(array.dtype) in FLOATS else array.astype(_FLOAT_OF[array.dtype.itemsize])
+    if name_of(array.dtype) in FLOATS:
+        return array
+    converted: ndarray = array.astype(_FLOAT_OF[array.dtype.itemsize])
+    return converted
 
 
 def wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
