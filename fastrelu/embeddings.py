@@ -221,7 +221,8 @@ def embedding_mean_backward(
         lengths = np.bincount(owners, minlength=bags)
     sums = wide(gradients.dtype)
     with np.errstate(all="ignore"):
-        terms = gradients.reshape(bags, columns).astype(sums) / np.maximum(lengths, 1).astype(sums)[:, None]
+        counts = np.maximum(lengths, 1).astype(sums)[:, None]
+        terms = np.divide(gradients.reshape(bags, columns).astype(sums, copy=False), counts, order="C")
     keys, owners = _sorted(found, owners, count)
     unique = None
     if sparse:

@@ -105,7 +105,7 @@ def softmax_cross_entropy(
     dlogits = gradient.reshape(z.shape) if out is None else out
     if reduction == "none":
         with np.errstate(all="ignore"):
-            return losses.astype(z.dtype).reshape(right.shape), dlogits
+            return losses.astype(z.dtype).reshape(right.shape)[()], dlogits
     loss = loss_sum.value
     if reduction == "mean":
         loss = loss / right.size if right.size else math.nan

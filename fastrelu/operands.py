@@ -94,7 +94,7 @@ def integer_array(base: str, name: str, value: Any) -> ndarray:
 
 def words_within(base: str, name: str, what: str, integers: ndarray, limit: int, exempt: int | None = None) -> ndarray:
     """`integers` as contiguous int64, which are all in ``range(limit)`` or `exempt`; `what` one of them is called."""
-    words = np.ascontiguousarray(integers, np.int64)
+    words = np.asarray(integers, np.int64, order="C")
     first = -1
     if integers.dtype == np.uint64 and (huge := integers > np.iinfo(np.int64).max).any():
         first = int(huge.argmax())
