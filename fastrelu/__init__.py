@@ -33,6 +33,22 @@ if TYPE_CHECKING:
         tanh_backward,
     )
     from fastrelu.cache import CacheInfo, cache_info, clear_cache, warmup
+    from fastrelu.convolution import (
+        conv2d,
+        conv2d_backward,
+        conv2d_elu,
+        conv2d_elu_backward,
+        conv2d_leaky_relu,
+        conv2d_leaky_relu_backward,
+        conv2d_relu,
+        conv2d_relu_backward,
+        conv2d_sigmoid,
+        conv2d_sigmoid_backward,
+        conv2d_softplus,
+        conv2d_softplus_backward,
+        conv2d_tanh,
+        conv2d_tanh_backward,
+    )
     from fastrelu.embeddings import embedding_mean, embedding_mean_backward
     from fastrelu.gradients import (
         linear_backward,
@@ -66,6 +82,20 @@ __all__ = [
     "PackedWeight",
     "cache_info",
     "clear_cache",
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_elu",
+    "conv2d_elu_backward",
+    "conv2d_leaky_relu",
+    "conv2d_leaky_relu_backward",
+    "conv2d_relu",
+    "conv2d_relu_backward",
+    "conv2d_sigmoid",
+    "conv2d_sigmoid_backward",
+    "conv2d_softplus",
+    "conv2d_softplus_backward",
+    "conv2d_tanh",
+    "conv2d_tanh_backward",
     "elu",
     "elu_backward",
     "embedding_mean",
@@ -112,6 +142,8 @@ __all__ = [
 
 def _home(name: str) -> str:
     """The module that a public function is in, and that is imported when it is first used."""
+    if name.startswith("conv2d"):
+        return "convolution"
     if name.startswith("linear"):
         return "gradients" if name.endswith("_backward") else "layers"
     if name.startswith("max_pool2d"):

@@ -116,16 +116,17 @@ def _link_packing(dtype: str, vector_bytes: int) -> int:
 
 
 @cache
-def _link_tiles(formula: str, dtype: str, vector_bytes: int) -> None:
-    """Link the micro-kernels with an activation, and provide the table of them."""
-    name = matrix.tiles_name(formula, dtype, vector_bytes)
+def _link_tiles(formula: str, dtype: str, vector_bytes: int, gathers: bool = False) -> int:
+    """Link the micro-kernels with an activation, provide the table of them, and return its address."""
+    name = matrix.tiles_name(formula, dtype, vector_bytes, gathers)
     write = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(
-        _part(name, "linear", "tiles", formula, dtype, vector_bytes)
+        _part(name, "linear", "tiles", formula, dtype, gathers, vector_bytes)
     )
     table = (ctypes.c_int64 * len(matrix.Tiling(dtype, vector_bytes).shapes))()
     write(ctypes.addressof(table), 0)
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(table))  # the code that refers to it is never freed either
     linker.provide(f"{name}_table", ctypes.addressof(table))
+    return ctypes.addressof(table)
 
 
 def weight_packing(dtype: str, vector_bytes: int) -> tuple[int, int]:
@@ -197,6 +198,57 @@ def address_of_gradient(spec: Gradient) -> int:
         name = matrix.form_name(spec.formula, sums, spec.mask, vector_bytes)
         _part(name, "gradient", "build", spec.formula, sums, spec.mask, vector_bytes, tiling.widths[-1])
         return linker.link(spec.name, source)
+
+
+def addresses_of_weight_gradient(formula: str, dtype: str, vector_bytes: int) -> tuple[int, ...]:
+    """The functions that the gradient of a convolution's weight needs: packing, micro-kernels, forming of dz, delivery, and
+    adding of sums.
+    """
+    tiling = matrix.Tiling(dtype, vector_bytes)
+    sums = tiling.sum_dtype
+    form = matrix.form_name(formula, sums, False, vector_bytes)
+    with lock:
+        runtime()
+        _link_panels()
+        return (
+            _link_packing(dtype, vector_bytes),
+            _link_tiles("", sums, vector_bytes),
+            _part(form, "gradient", "build", formula, sums, False, vector_bytes, tiling.widths[-1]),
+            _part(matrix.deliver_name(dtype, vector_bytes), "results", "build", dtype, vector_bytes),
+            _part(matrix.add_up_name(sums, vector_bytes), "results", "add_up", sums, vector_bytes),
+        )
+
+
+def addresses_of_patches(formula: str, derivative: str | None, dtype: str, vector_bytes: int) -> tuple[int, ...]:
+    """The functions that a convolution needs, as the words of `fastrelu.native.plan` from `PACK` to `FORM`: with an activation,
+    or for the gradient of its input if there is a `derivative`, "" for that of the identity.
+    """
+    tiling = matrix.Tiling(dtype, vector_bytes)
+    sums = tiling.sum_dtype
+    is_stored = derivative is None and formula in matrix.IN_REGISTERS and sums == dtype
+    last = "" if is_stored else formula
+    finish = deliver = form = 0
+    with lock:
+        runtime()
+        if derivative is None:
+            name = matrix.finish_name(last, dtype, False, vector_bytes)
+            finish = _part(name, "linear", "finish", last, sums, dtype, False, vector_bytes)
+        else:
+            deliver = _part(matrix.deliver_name(dtype, vector_bytes), "results", "build", dtype, vector_bytes)
+        if derivative:
+            name = matrix.form_name(derivative, sums, False, vector_bytes)
+            form = _part(name, "gradient", "build", derivative, sums, False, vector_bytes, tiling.widths[-1])
+        return (
+            _link_packing(dtype, vector_bytes),
+            _link_packing(sums, vector_bytes),
+            _part(matrix.patches_name(sums, vector_bytes), "patches", "build", sums, vector_bytes),
+            _link_tiles(formula if is_stored else "", sums, vector_bytes),
+            _link_tiles(formula if is_stored else "", sums, vector_bytes, True),
+            int(is_stored or derivative is not None),
+            finish,
+            deliver,
+            form,
+        )
 
 
 def _plan() -> Source:

@@ -21,9 +21,9 @@ def pack_name(dtype: str, vector_bytes: int) -> str:
     return f"fastrelu_pack_{dtype}_{vector_bytes}"
 
 
-def tiles_name(formula: str, dtype: str, vector_bytes: int) -> str:
+def tiles_name(formula: str, dtype: str, vector_bytes: int, gathers: bool = False) -> str:
     """What the micro-kernels with an activation are called."""
-    return f"fastrelu_tiles_{formula}_{dtype}_{vector_bytes}"
+    return f"fastrelu_tiles_{formula}{'_gather' * gathers}_{dtype}_{vector_bytes}"
 
 
 def finish_name(formula: str, dtype: str, mask: bool, vector_bytes: int) -> str:
@@ -49,6 +49,11 @@ def deliver_name(dtype: str, vector_bytes: int) -> str:
 def add_up_name(dtype: str, vector_bytes: int) -> str:
     """What adds the sums of blocks."""
     return f"fastrelu_add_up_{dtype}_{vector_bytes}"
+
+
+def patches_name(dtype: str, vector_bytes: int) -> str:
+    """What copies patches into a panel."""
+    return f"fastrelu_patches_{dtype}_{vector_bytes}"
 
 
 def form_name(formula: str, dtype: str, mask: bool, vector_bytes: int) -> str:

@@ -1,0 +1,103 @@
+"""The band of a part of a convolution: a copy of what the part needs of its input, with the zeros around it.
+
+For each channel it holds, one after the other, the phases of the rows and within these the phases of the columns: the rows
+(or columns) whose number leaves the same remainder when divided by the stride. Neighbouring positions of the output then
+read neighbouring elements, for each tap at an offset of its own. A phase has the rows of each image of the part. The copy has
+the type of the sums; dz = f'(dy, y) is formed while it is copied.
+"""
+
+from numba.extending import register_jitable
+
+from fastrelu.kernels.gradient import OPERAND, PLACE, form_block
+from fastrelu.kernels.memory import copy_element, larger, read_word, smaller, stack, words, write_word, write_words
+from fastrelu.kernels.packing import pack_block
+from fastrelu.native.plan import BAND, FORM, LOWEST, PACK, PHASES, SECOND, SIZES, SOURCE, TYPE
+
+
+@register_jitable
+def _zero(address, nbytes):
+    """Zeros in `nbytes` bytes, a multiple of 4."""
+    if nbytes & 4:
+        nothing = stack(8)
+        write_word(nothing, 0)
+        copy_element(address, nothing, 4)
+        address += 4
+        nbytes -= 4
+    for at in range(0, nbytes, 8):
+        write_word(address + at, 0)
+
+
+@register_jitable
+def _inside(first, stride, phase, count, size):
+    """Which of `count` rows from number `first` of a phase on lie in an image of `size` rows: the first, and the one after
+    the last.
+    """
+    low = smaller(larger(-first, 0), count)
+    return low, larger(smaller((size - phase + stride - 1) // stride - first, count), low)
+
+
+@register_jitable
+def _copy(plan, scratch, source, second, alpha, steps, second_steps, rows, columns, target, target_row):
+    """Rows of one phase of one channel of one image, or of dz."""
+    row, step = steps
+    form = read_word(plan + FORM)
+    pack, pack_sums = words(plan + PACK, 2)
+    if form == 0:
+        pack_block(pack, source, row, step, rows, columns, target, target_row)
+        return
+    IN, SIZE = words(plan + TYPE, 2)
+    operand = stack(OPERAND)
+    write_words(operand, (form, pack, pack_sums, source, row, step, second))
+    write_words(operand + 56, second_steps)
+    write_words(operand + 72, (0, alpha, 0, IN, SIZE))
+    most = PLACE // ((columns * SIZE + 127) & -64)
+    for i in range(0, rows, most):
+        form_block(operand, scratch, i, 0, smaller(most, rows - i), columns, target + i * target_row, target_row, 0, True)
+
+
+@register_jitable
+def copy_band(plan, scratch, source, second, alpha, images, place, extent, band):
+    """Copy what positions from row and column `place` on, `extent` of them, need of `images` images, whose first element
+    stands at `source` and, of what tells the derivative, at `second`.
+    """
+    image_step, channel_step, row_step, step, height, width, _ = words(plan + SOURCE, 7)
+    second_image, second_channel, second_row, second_step = words(plan + SECOND, 4)
+    channels = read_word(plan + SIZES + 24)
+    row_phases, row_list, column_phases, column_list, row_stride, column_stride = words(plan + PHASES, 6)
+    row_low, row_span, column_low, column_span = words(plan + LOWEST, 4)
+    channel_pitch, row_phase_pitch, column_phase_pitch, image_pitch, pitch = words(plan + BAND + 8, 5)
+    SIZE = read_word(plan + TYPE + 8)
+    i, j = place[0] + row_low, place[1] + column_low
+    rows, columns = extent[0] + row_span, extent[1] + column_span
+    steps = row_stride * row_step, column_stride * step
+    second_steps = row_stride * second_row, column_stride * second_step
+    for c in range(channels):
+        for f in range(row_phases):
+            row_phase = read_word(row_list + 8 * f)
+            first, last = _inside(i, row_stride, row_phase, rows, height)
+            ih = (i + first) * row_stride + row_phase
+            for g in range(column_phases):
+                column_phase = read_word(column_list + 8 * g)
+                low, high = _inside(j, column_stride, column_phase, columns, width)
+                iw = (j + low) * column_stride + column_phase
+                for image in range(images):
+                    target = band + c * channel_pitch + f * row_phase_pitch + g * column_phase_pitch + image * image_pitch
+                    start = target + first * pitch + low * SIZE
+                    if last > first and high > low:
+                        place_of = source + image * image_step + c * channel_step + ih * row_step + iw * step
+                        y = 0
+                        if second != 0:
+                            y = second + image * second_image + c * second_channel + ih * second_row + iw * second_step
+                        extents = last - first, high - low
+                        _copy(plan, scratch, place_of, y, alpha, steps, second_steps, *extents, start, pitch)
+                    else:
+                        last, high = first, low
+                    # A copy fills whole vectors: zeros to the right of its rows are written after it.
+                    _zero(target, (first if last > first else rows) * pitch)
+                    if last > first:
+                        _zero(target + first * pitch, low * SIZE)
+                        gap = pitch - (high - low) * SIZE
+                        for r in range(first, last - 1):
+                            _zero(target + r * pitch + high * SIZE, gap)
+                        _zero(target + (last - 1) * pitch + high * SIZE, pitch - high * SIZE)
+                        _zero(target + last * pitch, (rows - last) * pitch)

@@ -1,0 +1,310 @@
+"""y = f(conv2d(x, w) + b), and dx: products of a weight and of patches that are formed panel by panel.
+
+``convolution``  what Python calls: divides the work among threads as its plan says
+``_part``        some rows of the weight and some positions: copies the band that it needs, then loops over groups and panels
+``_panel``       all sums of a panel: the loop over blocks of `KC` terms, with the micro-kernels of `fastrelu.kernels.linear`
+``_list``        which neighbouring positions a panel has
+``_deliver``     results that the micro-kernel could not store where they belong
+
+Rows are output channels and columns are positions, flattened over images, rows and columns; vectors run along positions. The
+sums of an element are those of `fastrelu.kernels.linear`, with terms in the order channel, row and column of the kernel.
+The words of a plan are listed in `fastrelu.native.plan`.
+"""
+
+from numba.extending import register_jitable
+
+from fastrelu.kernels.band import copy_band
+from fastrelu.kernels.gradient import GRADIENT_SCRATCH
+from fastrelu.kernels.memory import (
+    atomic_add,
+    call_address,
+    callback_address,
+    enter_default_float_status,
+    leave_float_status,
+    read_byte,
+    read_word,
+    smaller,
+    stack,
+    words,
+    write_byte,
+    write_word,
+    write_words,
+)
+from fastrelu.kernels.packing import pack_block
+from fastrelu.kernels.panels import MC, PANEL_BYTES, SCRATCH
+from fastrelu.kernels.patches import PIECE
+from fastrelu.kernels.scratch import free, malloc, return_scratch, take_scratch
+from fastrelu.kernels.slabs import DONE, FAILED, run
+from fastrelu.native.plan import (
+    BAND,
+    DELIVER,
+    FINISH,
+    FLAT,
+    OFFSETS,
+    OUT,
+    PACK,
+    PARTS,
+    PATCHES,
+    PHASES,
+    SECOND,
+    SIZES,
+    SOURCE,
+    TILES,
+    TILING,
+    TYPE,
+)
+from fastrelu.operations import KC
+
+# A call: its plan; x, what tells the derivative and the weight; the two words of `fastrelu.kernels.slabs.run`; and then
+BIAS = 48  # bias, alpha, y, what the results are added to
+
+# A thread's memory: a panel of patches, biases, sums, alpha, blocks of dz, the band.
+_START = KC * PANEL_BYTES
+_TOTAL = _START + MC * PANEL_BYTES
+_ALPHA = _TOTAL + MC * PANEL_BYTES
+_GRADIENT = _ALPHA + PANEL_BYTES
+_BAND = _GRADIENT + GRADIENT_SCRATCH
+
+# Bytes of the lists of pieces and of segments: a panel has up to 64 columns.
+_LIST = 64 * PIECE
+
+
+@register_jitable
+def _panel_width(columns, narrow, wide):
+    """The lanes of the next panel where `columns` are left: a wide one that is not full is faster than three narrow ones."""
+    return wide if 2 * columns > wide else narrow
+
+
+@register_jitable
+def _list(plan, first, columns, width, extent, pieces, segments):
+    """List the pieces of a panel, and the segments of y that it fills: offset, first column, columns.
+
+    Returns how many there are of both.
+    """
+    rows, row = extent
+    LANES, _, SIZE = words(plan + TILING + 24, 3)
+    image_pitch, pitch = words(plan + BAND + 32, 2)
+    out_image, _, out_row, out_step, _, is_dense = words(plan + OUT, 6)
+    image, i, j = first // (rows * row), first // row % rows, first % row
+    at = piece = segment = 0
+    while at < columns:
+        run = smaller(row - j, columns - at)
+        source = image * image_pitch + i * pitch + j * SIZE
+        for start in range(0, run, LANES):
+            write_words(pieces + PIECE * piece, (source + start * SIZE, at + start, smaller(run - start, LANES)))
+            piece += 1
+        if at == 0 or not is_dense or (i == 0 and j == 0):
+            out = image * out_image + i * out_row + j * out_step
+            write_words(segments + PIECE * segment, (out, at, run))
+            segment += 1
+        else:
+            last = segments + PIECE * (segment - 1) + 16
+            write_word(last, read_word(last) + run)
+        at += run
+        j += run
+        if j == row:
+            j = 0
+            i += 1
+            if i == rows:
+                i = 0
+                image += 1
+    while at < width:
+        write_words(pieces + PIECE * piece, (0, at, 0))
+        piece += 1
+        at += LANES
+    return piece, segment
+
+
+@register_jitable
+def _list_flat(plan, first, width, images, extent, pieces, segments):
+    """The same if gaps of the band take part: `first` counts them as positions."""
+    rows, row = extent
+    LANES, _, SIZE = words(plan + TILING + 24, 3)
+    image_pitch, pitch = words(plan + BAND + 32, 2)
+    out_image, _, out_row, out_step = words(plan + OUT, 4)
+    source = first * SIZE
+    image, i, j = source // image_pitch, source % image_pitch // pitch, source % pitch // SIZE
+    at = piece = segment = 0
+    while at < width and image < images:
+        run = smaller(row - j, width - at)
+        if run > 0 and i < rows:
+            for start in range(0, run, LANES):
+                write_words(pieces + PIECE * piece, ((first + at + start) * SIZE, at + start, smaller(run - start, LANES)))
+                piece += 1
+            write_words(segments + PIECE * segment, (image * out_image + i * out_row + j * out_step, at, run))
+            segment += 1
+        at += pitch // SIZE - j
+        j = 0
+        i += 1
+        if i * pitch == image_pitch:
+            i = 0
+            image += 1
+    return piece, segment
+
+
+@register_jitable
+def _deliver(plan, segments, count, sums, row, rows, y, held, alpha):
+    """Bring results from where the micro-kernel stored them to where they belong."""
+    SIZE = read_word(plan + TYPE + 8)
+    out_channel, _, out_step = words(plan + OUT + 8, 3)
+    finish, deliver = read_word(plan + FINISH), read_word(plan + DELIVER)
+    task = stack(88)
+    for i in range(count):
+        out, first, columns = words(segments + PIECE * i, 3)
+        source = sums + first * SIZE
+        if finish != 0:
+            write_words(task, (source, row, y + out, out_channel, rows, columns, alpha, 0, 0, 0))
+            call_address(finish, task, 0)
+        else:
+            place = held + out if held != 0 else 0
+            write_words(task, (source, row, SIZE, place, out_channel, out_step, y + out, out_channel, out_step))
+            write_words(task + 72, (rows, columns))
+            call_address(deliver, task, 0)
+
+
+@register_jitable
+def _panel(plan, scratch, a, rows, origin, origin_place, first, columns, width, images, extent, y, held, has_bias):
+    """All results of one panel."""
+    MR, NARROW, NR = words(plan + TILING, 3)
+    IN, SIZE = words(plan + TYPE, 2)
+    k = read_word(plan + SIZES + 8)
+    out_channel, _, out_step = words(plan + OUT + 8, 3)
+    pieces, segments, block, soon, task = stack(_LIST), stack(_LIST), stack(160), stack(24), stack(64)
+    table, gathering_table, is_stored = words(plan + TILES, 3)
+    is_flat, limit = words(plan + FLAT, 2)
+    gathers = is_flat and (limit == 0 or origin_place + (first + width) * SIZE <= limit)
+    if is_flat:
+        count, places = _list_flat(plan, first, width, images, extent, pieces, segments)
+    else:
+        count, places = _list(plan, first, columns, width, extent, pieces, segments)
+    if places == 0:
+        return
+    table = (gathering_table if gathers else table) + (MR * 8 if width > NARROW else 0)
+    is_direct = places == 1 and out_step == IN and IN == SIZE and held == 0 and is_stored and read_word(segments + 8) == 0
+    row, offsets = width * SIZE, read_word(plan + OFFSETS)
+    total = scratch + _TOTAL
+    target, target_row, shown = total, row, width
+    if is_direct:
+        target, target_row, shown = y + read_word(segments), out_channel, read_word(segments + 16)
+    write_words(soon, (0, 0, 0))
+    whole, rest = rows // MR, rows % MR
+    p = 0
+    while True:
+        terms = smaller(KC, k - p)
+        b, b_step = scratch, row
+        if gathers:
+            b, b_step = origin + first * SIZE, offsets + 8 * p
+        else:
+            write_words(task, (origin, pieces, count, offsets + 8 * p, terms, scratch, row, width))
+            call_address(read_word(plan + PATCHES), task, 0)
+        start, start_row = scratch + _START, NR * SIZE
+        place = a + p * SIZE
+        write_words(block, (place, k * SIZE, SIZE, b, b_step, terms, soon, 0))
+        write_words(block + 64, (p == 0 and has_bias, p > 0, p + terms >= k, start, start_row, total, row))
+        write_words(block + 120, (scratch + _ALPHA, target, target_row, shown))
+        if whole > 0:
+            call_address(read_word(table + 8 * MR - 8), block, whole)
+        if rest > 0:
+            done = whole * MR
+            write_word(block, place + done * k * SIZE)
+            write_words(block + 88, (start + done * start_row, start_row, total + done * row))
+            write_word(block + 128, target + done * target_row)
+            call_address(read_word(table + 8 * rest - 8), block, 1)
+        p += terms
+        if p >= k:
+            break
+    if not is_direct:
+        _deliver(plan, segments, places, total, row, rows, y, held, scratch + _ALPHA)
+
+
+@register_jitable
+def _calculate(job, index, scratch):
+    """One part."""
+    plan, x, second, a = words(job, 4)
+    bias, alpha, y, held = words(job + BIAS, 4)
+    NARROW, NR = words(plan + TILING + 8, 2)
+    SIZE = read_word(plan + TYPE + 8)
+    pack_sums = read_word(plan + PACK + 8)
+    image_step, _, row_step, step, _, _, group_step = words(plan + SOURCE, 7)
+    second_image, second_group = read_word(plan + SECOND), read_word(plan + SECOND + 32)
+    out_image, out_channel, out_row, out_step, out_group = words(plan + OUT, 5)
+    m, k, groups, _, images, height, width = words(plan + SIZES, 7)
+    is_in_place = read_word(plan + BAND)
+    some_images, some_rows, some_columns, row_parts, column_parts, places, some_channels, channel_parts, some_groups = words(
+        plan + PARTS, 9
+    )
+    stride = read_word(plan + PHASES + 32)
+    m0 = index % channel_parts * some_channels
+    index //= channel_parts
+    place = index % places
+    group = index // places * some_groups
+    j0 = place % column_parts * some_columns
+    place //= column_parts
+    i0 = place % row_parts * some_rows
+    image0 = place // row_parts * some_images
+    rows = smaller(some_channels, m - m0)
+    part_images = smaller(some_images, images - image0)
+    extent = smaller(some_rows, height - i0), smaller(some_columns, width - j0)
+    positions = part_images * extent[0] * extent[1]
+    image_pitch, pitch = words(plan + BAND + 32, 2)
+    if read_word(plan + FLAT):
+        positions = ((part_images - 1) * image_pitch + (extent[0] - 1) * pitch) // SIZE + extent[1]
+    pack_block(pack_sums, alpha, 0, 0, 1, NR, scratch + _ALPHA, 0)
+    for g in range(group, smaller(group + some_groups, groups)):
+        source = x + image0 * image_step + g * group_step
+        origin_place = i0 * stride * row_step + j0 * step
+        origin = source + origin_place
+        if not is_in_place:
+            origin = scratch + _BAND
+            other = second + image0 * second_image + g * second_group if second != 0 else 0
+            copy_band(plan, scratch + _GRADIENT, source, other, alpha, part_images, (i0, j0), extent, origin)
+        channel = g * m + m0
+        if bias != 0:
+            pack_block(pack_sums, bias + channel * SIZE, SIZE, 0, rows, NR, scratch + _START, NR * SIZE)
+        out = g * out_group + m0 * out_channel + image0 * out_image + i0 * out_row + j0 * out_step
+        first = 0
+        while first < positions:
+            lanes = _panel_width(positions - first, NARROW, NR)
+            columns = smaller(lanes, positions - first)
+            to = y + out, held + out if held != 0 else 0
+            panel = first, columns, lanes
+            _panel(
+                plan, scratch, a + channel * k * SIZE, rows, origin, origin_place, *panel, part_images, extent, *to, bias != 0
+            )
+            first += columns
+
+
+@register_jitable
+def _part(job, index):
+    done = read_word(job + DONE)
+    if read_byte(done + index):
+        return
+    needed = _BAND + read_word(read_word(job) + BAND + 48)
+    memory = take_scratch(SCRATCH + 64) if needed <= SCRATCH else malloc(needed + 64)
+    if memory == 0:
+        atomic_add(job + FAILED, 1)
+        return
+    _calculate(job, index, (memory + 63) & -64)
+    return_scratch(memory)
+    write_byte(done + index, 1)
+
+
+_part_address = callback_address(_part, 2)
+
+
+def build(vector_bytes: int):
+    """The function (call), which returns how many parts there was no memory for."""
+
+    def convolution(job):
+        parts = read_word(read_word(job) + PARTS + 72)
+        done = malloc(parts)
+        if done == 0:
+            return 1
+        write_word(job + DONE, done)
+        status = enter_default_float_status()
+        failed = run(_part_address(), job, parts, parts == 1)
+        leave_float_status(status)
+        free(done)
+        return failed
+
+    return convolution

@@ -1,0 +1,203 @@
+"""Convolutions of arrays whose shapes and types have been checked.
+
+Importing this module needs neither Numba nor llvmlite.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrelu.native import plan, target
+from fastrelu.native.matrix import Tiling
+from fastrelu.native.routine import routine
+from fastrelu.threads import get_num_threads
+
+Array = npt.NDArray[np.generic]
+Words = tuple[int, list[npt.NDArray[np.int64]]]
+
+# Plans that are kept: a network has a few dozen different layers.
+PLANS = 512
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a kernel meets its input, as in `torch.nn.functional.conv2d`."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]  # top, left, bottom, right
+    dilation: tuple[int, int]
+    groups: int
+
+
+def _make(job: plan.Job, formula: str, derivative: str | None, dtype: str) -> Words:
+    from fastrelu.native.loops import addresses_of_patches
+
+    words, lists = plan.make(job, addresses_of_patches(formula, derivative, dtype, target.vector_bytes()))
+    return words.ctypes.data, [words, *lists]
+
+
+def _address(array: Array | None) -> int:
+    return 0 if array is None else array.ctypes.data
+
+
+def _run(
+    words: Words, x: Array, second: Array | None, weight: Array, bias: Array | None, alpha: Array, y: int, held: int
+) -> None:
+    # The words 4 and 5 are the kernel's own.
+    call = routine("convolution", "build")
+    call(words[0], _address(x), _address(second), _address(weight), 0, 0, _address(bias), _address(alpha), y, held)
+
+
+@lru_cache(PLANS)
+def _forward_plan(
+    x: tuple[int, ...],
+    steps: tuple[int, ...],
+    w: tuple[int, ...],
+    y: tuple[int, ...],
+    out: tuple[int, ...],
+    geometry: Geometry,
+    formula: str,
+    dtype: str,
+    threads: int,
+) -> Words:
+    top, left, _, _ = geometry.padding
+    taps = [
+        tuple(t * dilation - before for t in range(count))
+        for count, dilation, before in zip(w[2:], geometry.dilation, (top, left), strict=True)
+    ]
+    axes = [plan.Axis(*each) for each in zip(y[2:], x[2:], geometry.stride, taps, strict=True)]
+    job = plan.Job(
+        rows=axes[0],
+        columns=axes[1],
+        images=x[0],
+        groups=geometry.groups,
+        channels=w[1],
+        m=w[0] // geometry.groups,
+        source=(steps[0], steps[1], steps[2], steps[3]),
+        second=None,
+        out=(out[0], out[1], out[2], out[3]),
+        tiling=Tiling(dtype, target.vector_bytes()),
+        threads=threads,
+    )
+    return _make(job, formula, None, dtype)
+
+
+def forward(x: Array, w: Array, b: Array | None, y: Array, geometry: Geometry, formula: str, alpha: float) -> None:
+    """Write f(conv2d(x, w) + b) to `y`.
+
+    Parameters
+    ----------
+    x, w, b : ndarray
+        (N, C, H, W), (O, C / groups, KH, KW), and (O,) or None; of one float type in native byte order, aligned, of any strides.
+        No size is 0.
+    y : ndarray
+        (N, O, OH, OW), C-contiguous.
+    geometry : Geometry
+        Stride, padding, dilation and groups.
+    formula : str
+        f, by its name in `fastrelu.kernels.formulas`; "" for the identity.
+    alpha : float
+        Its parameter, if it has one.
+    """
+    dtype = y.dtype.name
+    sums = Tiling(dtype, 64).sum_dtype
+    words = _forward_plan(x.shape, x.strides, w.shape, y.shape, y.strides, geometry, formula, dtype, get_num_threads())
+    weight = np.ascontiguousarray(w, sums)
+    bias = None if b is None else np.ascontiguousarray(b, sums)
+    _run(words, x, None, weight, bias, np.array(alpha, sums), y.ctypes.data, 0)
+
+
+@lru_cache(PLANS)
+def _input_plans(
+    dy: tuple[int, ...],
+    steps: tuple[int, ...],
+    second: tuple[int, int, int, int] | None,
+    w: tuple[int, ...],
+    dx: tuple[int, ...],
+    out: tuple[int, ...],
+    geometry: Geometry,
+    formula: str,
+    dtype: str,
+    threads: int,
+) -> list[tuple[Words, slice, slice, int]]:
+    """For each phase of the input a plan, the rows and the columns of the kernel that it needs, and where it begins in dx."""
+    plans = []
+    top, left, _, _ = geometry.padding
+
+    def axis(n: int, phase: int, before: int) -> tuple[plan.Axis, list[int]]:
+        stride, dilation = geometry.stride[n], geometry.dilation[n]
+        used = [t for t in range(w[2 + n]) if (phase + before - t * dilation) % stride == 0]
+        taps = tuple((phase + before - t * dilation) // stride for t in used)
+        return plan.Axis(len(range(phase, dx[2 + n], stride)), dy[2 + n], 1, taps), used
+
+    for i in range(min(geometry.stride[0], dx[2])):
+        for j in range(min(geometry.stride[1], dx[3])):
+            rows, used_rows = axis(0, i, top)
+            columns, used_columns = axis(1, j, left)
+            job = plan.Job(
+                rows=rows,
+                columns=columns,
+                images=dx[0],
+                groups=geometry.groups,
+                channels=w[0] // geometry.groups,
+                m=w[1],
+                source=(steps[0], steps[1], steps[2], steps[3]),
+                second=second,
+                out=(out[0], out[1], out[2] * geometry.stride[0], out[3] * geometry.stride[1]),
+                tiling=Tiling(dtype, target.vector_bytes()),
+                threads=threads,
+            )
+            words = _make(job, "", formula, dtype)
+            plans.append((words, _as_slice(used_rows), _as_slice(used_columns), i * out[2] + j * out[3]))
+    return plans
+
+
+def _as_slice(numbers: list[int]) -> slice:
+    """Evenly spaced numbers as a slice."""
+    if not numbers:
+        return slice(0, 0)
+    return slice(numbers[0], numbers[-1] + 1, numbers[1] - numbers[0] if len(numbers) > 1 else 1)
+
+
+def input_gradient(
+    dy: Array,
+    y: Array | None,
+    w: Array,
+    dx: Array,
+    geometry: Geometry,
+    formula: str,
+    alpha: float,
+    held: Array | None,
+) -> None:
+    """Write the gradient of the input to `dx`.
+
+    Parameters
+    ----------
+    dy, y, w : ndarray
+        As in `forward`; y, what the layer put out, is None if the formula is "".
+    dx : ndarray
+        (N, C, H, W), C-contiguous.
+    geometry : Geometry
+        Stride, padding, dilation and groups.
+    formula : str
+        What makes dz of dy and y, by its name in `fastrelu.kernels.formulas`; "" if it is dy.
+    alpha : float
+        Its parameter, if it has one.
+    held : ndarray or None
+        What dx is added to. May be `dx` itself.
+    """
+    dtype = dx.dtype.name
+    sums = Tiling(dtype, 64).sum_dtype
+    second = None if y is None else y.strides
+    plans = _input_plans(
+        dy.shape, dy.strides, second, w.shape, dx.shape, dx.strides, geometry, formula, dtype, get_num_threads()
+    )
+    parameter = np.array(alpha, sums)
+    grouped = w.reshape(geometry.groups, -1, *w.shape[1:]).swapaxes(1, 2)
+    added = None if held is None else np.ascontiguousarray(held)
+    for words, rows, columns, start in plans:
+        weight = np.ascontiguousarray(grouped[..., rows, columns], sums)
+        to = 0 if added is None else added.ctypes.data + start
+        _run(words, dy, y, weight, None, parameter, dx.ctypes.data + start, to)

@@ -1,0 +1,286 @@
+"""How a convolution is divided among threads, and where the words stand that tell its kernel.
+
+Output position r of an axis, tap t of the kernel: the element of the input with number r * stride + taps[t], or 0 where that
+lies outside. This holds of conv2d, and of each phase of the gradient of its input.
+
+Importing this module needs neither Numba nor llvmlite.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrelu.native.matrix import Tiling
+
+# Offsets in bytes into a plan. Steps are in bytes; what is 0 is not there.
+TILING = 0  # rows, lanes of the narrow and of the wide tile, lanes of a vector
+TYPE = 32  # bytes of an element, bytes of a sum
+PACK = 48  # packing of the operands' type and of the sums'
+PATCHES = 64
+TILES = 72  # the micro-kernels for panels, those that gather; whether they store results, else sums
+FINISH = 96  # what makes results from sums: either this
+DELIVER = 104  # or this, which also adds and reaches any place
+FORM = 112  # forming of dz
+SOURCE = 120  # of x or dy the steps of images, channels, rows and elements; its rows and columns; the step of groups
+SECOND = 176  # of what tells the derivative the steps of images, channels, rows, elements and groups
+OUT = 216  # of the results the steps of images, channels, rows, elements and groups; whether rows follow without gaps
+SIZES = 264  # rows of the weight and terms of a group, groups, channels of a group, images, rows and columns of results
+PHASES = 320  # of the rows how many and their list, of the columns how many and their list, strides
+LOWEST = 368  # for rows and for columns: the lowest tap, and the distance to the highest, in steps of the stride
+BAND = 400  # whether there is none; the pitches of channels, phases of rows, of columns, images and rows; bytes
+OFFSETS = 456  # of all terms, from a position of the band on
+FLAT = 464  # whether positions are those of the band, gaps included, and nothing is packed; bytes of a channel to read, or 0
+PARTS = 480  # of a part the images, rows, columns; how many an image has by rows and columns; how many parts that makes; of a
+# part the channels and how many that makes, the groups; how many parts in all
+_WORDS = 70
+
+# Multiply-adds below which a convolution stays on one thread, and those that are worth a part.
+SERIAL = 500_000
+GRAIN = 1_000_000
+PARTS_PER_THREAD = 4
+# Panels that a part keeps, and rows of the weight, for the copies to be worth while.
+GOOD_PANELS, GOOD_TILES = 4, 8
+# Rows of the weight, and bytes of a band, that leave room for the rest in the second-level cache.
+MOST_ROWS = 768
+BAND_BYTES = 640 << 10
+# What it costs to pack a vector of a panel, in vectors of multiply-adds.
+PACK_COST = 6
+# Channels that stand a multiple of this apart meet in few sets of the caches.
+ALIASING = 4096
+# Bytes of a row of dz, which are formed in a scratch memory.
+FORMED_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What an axis of the output reads of that of the input."""
+
+    size: int  # of the output
+    source: int  # of the input
+    stride: int
+    taps: tuple[int, ...]
+
+    @cached_property
+    def phases(self) -> list[int]:
+        return sorted({tap % self.stride for tap in self.taps})
+
+    @cached_property
+    def low(self) -> int:
+        return min((tap // self.stride for tap in self.taps), default=0)
+
+    @cached_property
+    def span(self) -> int:
+        return max((tap // self.stride for tap in self.taps), default=0) - self.low
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether all positions lie in the input."""
+        if not self.taps:
+            return False
+        return min(self.taps) >= 0 and (self.size - 1) * self.stride + max(self.taps) < self.source
+
+    @property
+    def is_identity(self) -> bool:
+        return self.taps == (0,) and self.stride == 1 and self.size == self.source
+
+
+@dataclass(frozen=True)
+class Job:
+    """The product of a weight and patches: sizes of a group, and steps as the words of a plan have them."""
+
+    rows: Axis
+    columns: Axis
+    images: int
+    groups: int
+    channels: int  # of a group
+    m: int  # rows of the weight of a group
+    source: tuple[int, int, int, int]
+    second: tuple[int, int, int, int] | None
+    out: tuple[int, int, int, int]
+    tiling: Tiling
+    threads: int
+
+    @property
+    def k(self) -> int:
+        """Terms."""
+        return self.channels * len(self.rows.taps) * len(self.columns.taps)
+
+
+def _even(total: int, most: int) -> int:
+    """The size of parts of `total`, none of which has more than `most`."""
+    return ceil(total / ceil(total / max(most, 1)))
+
+
+class _Band:
+    """The layout of a band for parts of some images, rows and columns."""
+
+    def __init__(self, job: Job, images: int, rows: int, columns: int):
+        size = job.tiling.size
+        self.pitch = self._columns(job, columns) * size
+        self.image = (rows + job.rows.span) * self.pitch
+        self.column_phase = images * self.image
+        self.row_phase = len(job.columns.phases) * self.column_phase
+        self.channel = len(job.rows.phases) * self.row_phase
+        if self.channel % 1024 == 0:
+            self.channel += 64  # lest channels meet in few sets of the caches
+        # A copy fills whole vectors, and a panel may end behind the last position.
+        self.nbytes = job.channels * self.channel + job.tiling.widths[-1] * size + 64
+
+    @staticmethod
+    def _columns(job: Job, columns: int) -> int:
+        """Elements of a row."""
+        axis, lanes = job.columns, job.tiling.lanes
+        count = columns + axis.span
+        if job.second is None and job.source[2] != job.tiling.in_size:
+            return count  # rows are copied one after the other
+        if columns < axis.size or axis.stride > 1:
+            return count + -count % lanes
+        left = min(max(-axis.low, 0), count)
+        inside = max(min(axis.source - axis.low, count) - left, 0)
+        return max(count, left + inside + -inside % lanes)
+
+    def offsets(self, job: Job) -> npt.NDArray[np.int64]:
+        """Those of all terms."""
+
+        def along(axis: Axis, pitch: int, phase: int) -> npt.NDArray[np.int64]:
+            steps = (axis.phases.index(t % axis.stride) * phase + (t // axis.stride - axis.low) * pitch for t in axis.taps)
+            return np.array([*steps], np.int64)
+
+        channels = self.channel * np.arange(job.channels, dtype=np.int64)
+        rows = along(job.rows, self.pitch, self.row_phase)
+        columns = along(job.columns, job.tiling.size, self.column_phase)
+        return (channels[:, None, None] + rows[:, None] + columns).ravel()
+
+
+def _is_in_place(job: Job) -> bool:
+    """Whether patches are read where the input lies."""
+    has_sums_type = job.tiling.in_size == job.tiling.size and job.source[3] == job.tiling.size
+    return has_sums_type and job.second is None and job.columns.stride == 1 and job.rows.is_inside and job.columns.is_inside
+
+
+def _extent(job: Job, in_place: bool, wanted: int) -> tuple[int, int, int]:
+    """Images, rows and columns of a part, if `wanted` parts are wanted."""
+    rows, columns = job.rows.size, job.columns.size
+    plane = rows * columns
+    positions = max(ceil(job.images * plane / wanted), 1)
+
+    def fits(images: int, rows: int, columns: int) -> bool:
+        if job.second is not None and (columns + job.columns.span) * job.tiling.size > FORMED_BYTES:
+            return False
+        return in_place or _Band(job, images, rows, columns).nbytes <= BAND_BYTES
+
+    def most(limit: int, extent: tuple[int, int, int], axis: int) -> int:
+        """How many fit along an axis, at least 1 and at most `limit`."""
+        low, high = 1, limit
+        while low < high:
+            middle = (low + high + 1) // 2
+            tried = list(extent)
+            tried[axis] = middle
+            if fits(*tried):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    if positions >= plane and fits(1, rows, columns):
+        return _even(job.images, most(min(job.images, positions // plane), (1, rows, columns), 0)), rows, columns
+    if fits(1, 1, columns) and (positions >= columns or rows > 1):
+        return 1, _even(rows, most(max(min(rows, positions // columns), 1), (1, 1, columns), 1)), columns
+    return 1, 1, _even(columns, most(max(min(columns, positions), 1), (1, 1, 1), 2))
+
+
+def _lanes(positions: int, tiling: Tiling) -> int:
+    """Lanes of the panels of so many positions."""
+    narrow, wide = tiling.widths[0], tiling.widths[-1]
+    whole, rest = divmod(positions, wide)
+    return whole * wide + (wide if 2 * rest > wide else rest + -rest % narrow)
+
+
+def _is_flat(job: Job, in_place: bool, band: _Band, extent: tuple[int, int, int]) -> bool:
+    """Whether it is faster to multiply gaps of the band as well than to pack panels without them."""
+    images, rows, columns = extent
+    size = job.tiling.size
+    pitch, image = band.pitch, band.image
+    if in_place:
+        pitch = image = job.rows.stride * job.source[2]
+        if images > 1 or job.source[2] != job.columns.source * size or job.source[1] < 0:
+            return False
+        if job.source[1] % ALIASING == 0 and job.m > job.tiling.rows:
+            return False
+    positions = ((images - 1) * image + (rows - 1) * pitch) // size + columns
+    return _lanes(positions, job.tiling) * job.m < _lanes(images * rows * columns, job.tiling) * (job.m + PACK_COST)
+
+
+def make(job: Job, addresses: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]:
+    """The words of a plan, and the arrays that they refer to.
+
+    Parameters
+    ----------
+    job : Job
+        The product.
+    addresses : tuple of int
+        The words from `PACK` to `FORM`.
+    """
+    tiling = job.tiling
+    NR, MR = tiling.widths[-1], tiling.rows
+    in_place = _is_in_place(job)
+    rows, columns = job.rows, job.columns
+    source, out = job.source, job.out
+    is_dense = out[2] == columns.size * out[3]
+    if in_place and is_dense and rows.is_identity and columns.is_identity and source[2] == columns.source * source[3]:
+        # Whole planes are rows.
+        rows, columns = Axis(1, 1, 1, (0,)), Axis(rows.size * columns.size, rows.size * columns.size, 1, (0,))
+        job = Job(rows, columns, *(getattr(job, name) for name in list(Job.__dataclass_fields__)[2:]))
+    positions = job.images * rows.size * columns.size
+    work = job.groups * job.m * max(job.k, 1) * positions
+    wanted = 1
+    if work >= SERIAL and job.threads > 1:
+        wanted = max(job.threads, min(PARTS_PER_THREAD * job.threads, work // GRAIN))
+    images, some_rows, some_columns = _extent(
+        job, in_place, max(min(ceil(wanted / job.groups), positions // (GOOD_PANELS * NR)), 1)
+    )
+    image_parts = ceil(job.images / images)
+    row_parts, column_parts = ceil(rows.size / some_rows), ceil(columns.size / some_columns)
+    places = image_parts * row_parts * column_parts
+    channel_parts = min(ceil(wanted / (places * job.groups)), max(job.m // (GOOD_TILES * MR), 1))
+    channel_parts = max(channel_parts, ceil(job.m / MOST_ROWS))
+    channels = ceil(ceil(job.m / channel_parts) / MR) * MR
+    channel_parts = ceil(job.m / channels)
+    groups = max(job.groups * places * channel_parts // max(wanted, 1), 1)
+    groups = min(groups, job.groups) if wanted > 1 else job.groups
+    band = _Band(job, images, some_rows, some_columns)
+    flat = _is_flat(job, in_place, band, (images, some_rows, some_columns))
+    limit = 0
+    if in_place:
+        limit = rows.source * source[2] - max(rows.taps) * source[2] - max(columns.taps) * source[3]
+        offsets = (
+            source[1] * np.arange(job.channels, dtype=np.int64)[:, None, None]
+            + source[2] * np.array(rows.taps, np.int64)[:, None]
+            + source[3] * np.array(columns.taps, np.int64)
+        ).ravel()
+        pitch = rows.stride * source[2]
+        pitches = (1, 0, 0, 0, pitch * rows.size if flat else source[0], pitch, 0)
+    else:
+        offsets = band.offsets(job)
+        pitches = (0, band.channel, band.row_phase, band.column_phase, band.image, band.pitch, band.nbytes)
+    lists = [offsets, np.array(rows.phases, np.int64), np.array(columns.phases, np.int64)]
+    second = job.second or (0, 0, 0, 0)
+    words = [
+        *(MR, tiling.widths[0], NR, tiling.lanes, tiling.in_size, tiling.size),
+        *addresses,
+        *(*source, rows.source, columns.source, job.channels * source[1]),
+        *(*second, job.channels * second[1]),
+        *(*out, job.m * out[1], int(is_dense)),
+        *(job.m, job.k, job.groups, job.channels if job.k else 0, job.images, rows.size, columns.size),
+        *(len(rows.phases), lists[1].ctypes.data, len(columns.phases), lists[2].ctypes.data, rows.stride, columns.stride),
+        *(rows.low, rows.span, columns.low, columns.span),
+        *pitches,
+        *(offsets.ctypes.data, int(flat), limit),
+        *(images, some_rows, some_columns, row_parts, column_parts, places, channels, channel_parts, groups),
+        places * channel_parts * ceil(job.groups / groups),
+    ]
+    assert len(words) == _WORDS, len(words)
+    return np.array(words, np.int64), lists
