@@ -18,6 +18,7 @@ from fastrelu.operands import (
     float_array,
     integer_array,
     is_direct,
+    name_of,
     whole_number,
     wide,
     words_within,
@@ -127,7 +128,7 @@ def embedding_mean(
     if y.size:
         # -1 is no row; where nothing is left out, no id is -1 either.
         skipped = -1 if padding is None else _as_word(padding)
-        routine("embedding_mean", "forward", rows.dtype.name)(
+        routine("embedding_mean", "forward", name_of(rows.dtype))(
             found.ctypes.data, found.size, 0 if ends is None else ends.ctypes.data, length, rows.ctypes.data, rows.strides[0],
             y.ctypes.data, y.itemsize * shape[-1], y.size // shape[-1], shape[-1], skipped, 0,
         )  # fmt: skip
@@ -220,7 +221,8 @@ def embedding_mean_backward(
         lengths = np.bincount(owners, minlength=bags)
     sums = wide(gradients.dtype)
     with np.errstate(all="ignore"):
-        terms = gradients.reshape(bags, columns).astype(sums) / np.maximum(lengths, 1).astype(sums)[:, None]
+        counts = np.maximum(lengths, 1).astype(sums)[:, None]
+        terms = np.divide(gradients.reshape(bags, columns).astype(sums, copy=False), counts, order="C")
     keys, owners = _sorted(found, owners, count)
     unique = None
     if sparse:
@@ -232,7 +234,7 @@ def embedding_mean_backward(
     is_place = is_direct(out, gradients, numbers) and out is not None and out.strides[1] == out.itemsize
     result = out if is_place and out is not None else np.empty((count, columns), gradients.dtype)
     if result.size:
-        routine("embedding_mean", "backward", gradients.dtype.name)(
+        routine("embedding_mean", "backward", name_of(gradients.dtype))(
             keys.ctypes.data, owners.ctypes.data, len(keys), terms.ctypes.data, terms.itemsize * columns,
             result.ctypes.data, result.strides[0], count, columns, 0,
         )  # fmt: skip

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy import ndarray
 
 from fastrelu.native.routine import routine
-from fastrelu.operands import check_output, float_array, integer_array, is_direct, words_within
+from fastrelu.operands import check_output, float_array, integer_array, is_direct, name_of, words_within
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -53,10 +55,11 @@ def softmax_cross_entropy(
     Notes
     -----
     The largest logit is subtracted first, so that nothing overflows. Exponentials are those of the type of the logits, float32
-    for halves; their sum, the logarithm, the losses and the sum of the losses are float64. A row's sum has 16 chains, one for
-    each remainder of the class by 16, and so has the sum of the losses, whose last rows that do not fill 16 are added one by one
-    and then to the rest. The result of a row depends on that row only, and no bit depends on the threads. A row with a NaN or
-    +inf has the loss NaN and a gradient of NaN; -inf is a class of probability 0.
+    for halves; their sum, the logarithm, the losses and the sum of the losses are float64. A row is summed in 16 chains, one
+    for each remainder of the class by 16, and so are the losses of the rows; losses that do not fill 16 are a sum of their own.
+    The result of a row depends on that row only, and no bit depends on the threads.
+
+    A row with a NaN or +inf has the loss NaN and a gradient of NaN; -inf is a class of probability 0.
 
     Examples
     --------
@@ -90,18 +93,21 @@ def softmax_cross_entropy(
     if place is not None and not is_direct(place, right, *(() if is_same else (flat,))):
         place = None
     gradient = np.empty(flat.shape, flat.dtype) if place is None else place
-    losses, loss_sum = np.empty(right.size), np.zeros(1)
-    factor = np.full(1, 1 / max(right.size, 1) if reduction == "mean" else 1.0)
+    losses, loss_sum = np.empty(right.size), ctypes.c_double(0)
+    factor = ctypes.c_double(1 / max(right.size, 1) if reduction == "mean" else 1)
     if flat.size:
-        routine("softmax_cross_entropy", "build", flat.dtype.name)(
+        routine("softmax_cross_entropy", "build", name_of(flat.dtype))(
             flat.ctypes.data, flat.strides[0], right.ctypes.data, gradient.ctypes.data, gradient.strides[0],
-            losses.ctypes.data, factor.ctypes.data, loss_sum.ctypes.data, right.size, flat.shape[1], 0,
+            losses.ctypes.data, ctypes.addressof(factor), ctypes.addressof(loss_sum), right.size, flat.shape[1], 0,
         )  # fmt: skip
     if out is not None and place is None:
         np.copyto(out, gradient.reshape(z.shape))
     dlogits = gradient.reshape(z.shape) if out is None else out
+    if reduction == "none":
+        with np.errstate(all="ignore"):
+            return losses.astype(z.dtype).reshape(right.shape)[()], dlogits
+    loss = loss_sum.value
+    if reduction == "mean":
+        loss = loss / right.size if right.size else math.nan
     with np.errstate(all="ignore"):
-        if reduction == "none":
-            return losses.astype(z.dtype).reshape(right.shape), dlogits
-        loss = loss_sum[0] if reduction == "sum" else np.divide(loss_sum[0], right.size)
         return z.dtype.type(loss), dlogits

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import operator
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,32 @@ from fastrelu import faults
 from fastrelu.native.routine import routine
 from fastrelu.operations import FLOATS, HALVES, INTEGERS
 
+_KNOWN = frozenset(FLOATS + INTEGERS)
 # What NumPy's functions make of integers: the smallest float that holds them.
-_FLOAT_OF = {1: np.dtype(np.float16), 2: np.dtype(np.float32), 4: np.dtype(np.float64), 8: np.dtype(np.float64)}
+_FLOAT_OF: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.float16),
+    2: np.dtype(np.float32),
+    4: np.dtype(np.float64),
+    8: np.dtype(np.float64),
+}
+
+
+@cache
+def name_of(dtype: np.dtype[Any]) -> str:
+    """The name of a type; NumPy makes it up anew each time, which takes 2 us."""
+    return dtype.name
+
+
+def _known_array(base: str, name: str, value: Any) -> ndarray:
+    """`value` as an array of a float or integer type."""
+    if type(value) is not ndarray or name_of(value.dtype) not in _KNOWN:
+        fault = faults.device_fault(base, name, value) or faults.operand_fault(base, {name: value}, {})
+        if fault is not None:
+            raise fault
+    array = np.asarray(value)
+    if name_of(array.dtype) not in _KNOWN:  # a Python integer that no integer type holds
+        raise TypeError(f"{base}: {name} must be an integer type, float16, bfloat16, float32 or float64, not {array.dtype}")
+    return array
 
 
 def number_array(base: str, name: str, value: Any, ndims: Mapping[int, str] | None = None) -> ndarray:
@@ -29,12 +55,7 @@ def number_array(base: str, name: str, value: Any, ndims: Mapping[int, str] | No
     ndims : mapping of int to str, optional
         How many axes it may have, and what those are.
     """
-    fault = faults.device_fault(base, name, value) or faults.operand_fault(base, {name: value}, {})
-    if fault is not None:
-        raise fault
-    array = np.asarray(value)
-    if array.dtype.name not in FLOATS + INTEGERS:  # a Python integer that no integer type holds
-        raise TypeError(f"{base}: {name} must be an integer type, float16, bfloat16, float32 or float64, not {array.dtype}")
+    array = _known_array(base, name, value)
     if ndims is not None and array.ndim not in ndims:
         raise ValueError(f"{base}: {name} must have shape {' or '.join(ndims.values())}, not {array.shape}")
     return native(array)
@@ -50,30 +71,30 @@ def native(array: ndarray) -> ndarray:
 def float_array(base: str, name: str, value: Any, ndims: Mapping[int, str] | None = None) -> ndarray:
     """The same; integers become the float type that NumPy's functions give them."""
     array = number_array(base, name, value, ndims)
-    return array if array.dtype.name in FLOATS else array.astype(_FLOAT_OF[array.dtype.itemsize])
+    if name_of(array.dtype) in FLOATS:
+        return array
+    converted: ndarray = array.astype(_FLOAT_OF[array.dtype.itemsize])
+    return converted
 
 
 def wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The type that sums of `dtype` have."""
-    return np.dtype(np.float32) if dtype.name in HALVES else dtype
+    return np.dtype(np.float32) if name_of(dtype) in HALVES else dtype
 
 
 def integer_array(base: str, name: str, value: Any) -> ndarray:
     """An operand of an integer type; an empty list is one as well."""
-    fault = faults.device_fault(base, name, value) or faults.operand_fault(base, {name: value}, {})
-    if fault is not None:
-        raise fault
-    array = np.asarray(value)
+    array = _known_array(base, name, value)
     if array.size == 0 and not isinstance(value, ndarray):
         array = array.astype(np.int64)
-    if array.dtype.name not in INTEGERS:
+    if name_of(array.dtype) not in INTEGERS:
         raise TypeError(f"{base}: {name} must be of an integer type, not {array.dtype}")
     return array
 
 
 def words_within(base: str, name: str, what: str, integers: ndarray, limit: int, exempt: int | None = None) -> ndarray:
     """`integers` as contiguous int64, which are all in ``range(limit)`` or `exempt`; `what` one of them is called."""
-    words = np.ascontiguousarray(integers, np.int64)
+    words = np.asarray(integers, np.int64, order="C")
     first = -1
     if integers.dtype == np.uint64 and (huge := integers > np.iinfo(np.int64).max).any():
         first = int(huge.argmax())
@@ -90,11 +111,11 @@ def words_within(base: str, name: str, what: str, integers: ndarray, limit: int,
 def _first_outside(words: ndarray, limit: int, exempt: int | None) -> int:
     if limit == 0 and exempt is None:
         return 0
+    found = ctypes.c_int64(-1)
     # What is in the range anyway is no exception.
-    found = np.full(1, -1)
     exempt = 0 if exempt is None else exempt
-    routine("ranges", "first_outside")(words.ctypes.data, words.size, limit, exempt, found.ctypes.data, 0)
-    return int(found[0])
+    routine("ranges", "first_outside")(words.ctypes.data, words.size, limit, exempt, ctypes.addressof(found), 0)
+    return found.value
 
 
 def whole_number(base: str, name: str, value: Any) -> int:

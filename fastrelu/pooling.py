@@ -8,6 +8,7 @@ neither on threads nor on the layout of the memory. x is read through any stride
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from fastrelu.operands import (
     float_array,
     integer_array,
     is_direct,
+    name_of,
     number_array,
     pair,
     whole_number,
@@ -33,6 +35,7 @@ __all__ = ["max_pool2d", "max_pool2d_backward"]
 
 _IMAGES = {3: "(c, h, w)", 4: "(n, c, h, w)"}
 Pair = tuple[int, int]
+Geometry = tuple[int, ...]
 
 
 def _results(size: int, window: int, step: int, padding: int, dilation: int, ceil_mode: bool) -> int:
@@ -51,20 +54,25 @@ def _is_all_padding(size: int, window: int, step: int, padding: int, dilation: i
     return any(start % dilation >= size or start + (window - 1) * dilation < 0 for start in starts)
 
 
-def _shape(base: str, size: Pair, window: Pair, step: Pair, padding: Pair, dilation: Pair, ceil_mode: bool) -> Pair:
-    """Rows and columns of the results."""
+def _size(base: str, name: str, value: Any, least: int) -> Pair:
+    """An argument for rows and columns."""
+    return (value, value) if type(value) is int and value >= least else pair(base, name, value, least)
+
+
+@lru_cache(1024)
+def _geometry(base: str, size: Pair, window: Pair, step: Pair, padding: Pair, dilation: Pair, ceil_mode: bool) -> Geometry:
+    """Rows and columns of the results; then those of a window, of the step, of the padding and of the dilation."""
     if padding[0] > window[0] // 2 or padding[1] > window[1] // 2:
         raise ValueError(f"{base}: padding must be at most half of kernel_size {window}, not {padding}")
     axes = tuple(zip(size, window, step, padding, dilation, strict=True))
-    counts = [_results(*axis, ceil_mode) for axis in axes]
-    if min(size) < 1 or min(counts) < 1:
+    counts = tuple(_results(*axis, ceil_mode) for axis in axes)
+    if min(*size, *counts) < 1:
         spanned = tuple(d * (k - 1) + 1 for k, d in zip(window, dilation, strict=True))
-        raise ValueError(
-            f"{base}: x must have room for a window of {spanned} with padding {padding}, not rows and columns {size}"
-        )
+        allowed = f"room for a window of {spanned} with padding {padding}"
+        raise ValueError(f"{base}: x must have {allowed}, not rows and columns {size}")
     if any(_is_all_padding(*axis, count) for axis, count in zip(axes, counts, strict=True)):
         raise ValueError(f"{base}: every window must hold a part of x, whose rows and columns are {size}, not only padding")
-    return counts[0], counts[1]
+    return (*counts, *window, *step, *padding, *dilation)
 
 
 def _like(x: ndarray, shape: tuple[int, ...], dtype: Any) -> ndarray:
@@ -146,15 +154,14 @@ def max_pool2d(
     lead = images.shape[:-2]
     images = images.reshape((1, *images.shape)) if images.ndim == 3 else images
     n, c, h, w = images.shape
-    window = pair(base, "kernel_size", kernel_size, 1)
-    step = window if stride is None else pair(base, "stride", stride, 1)
-    padded, gaps = pair(base, "padding", padding, 0), pair(base, "dilation", dilation, 1)
-    rows, columns = _shape(base, (h, w), window, step, padded, gaps, bool(ceil_mode))
-    shape = (*lead, rows, columns)
-    wanted = _wanted(base, out, shape, images.dtype, bool(return_indices))
+    window = _size(base, "kernel_size", kernel_size, 1)
+    step = window if stride is None else _size(base, "stride", stride, 1)
+    padded, gaps = _size(base, "padding", padding, 0), _size(base, "dilation", dilation, 1)
+    geometry = _geometry(base, (h, w), window, step, padded, gaps, bool(ceil_mode))
+    shape, whole = (*lead, *geometry[:2]), (n, c, *geometry[:2])
+    wanted = (None, None) if out is None else _wanted(base, out, shape, images.dtype, bool(return_indices))
 
-    whole = (n, c, rows, columns)
-    places = [o.reshape(whole) if is_direct(o, images) and o.ndim == 4 else None for o in wanted]
+    places = [o if o is not None and o.ndim == 4 and is_direct(o, images) else None for o in wanted]
     y = _like(images, whole, images.dtype) if places[0] is None else places[0]
     words = [images.ctypes.data, *images.strides, y.ctypes.data, *y.strides]
     indices = None
@@ -164,20 +171,18 @@ def max_pool2d(
     else:
         words += [0] * 5
     if y.size:
-        kernel = routine("max_pool2d", "forward", images.dtype.name, "indices" if return_indices else "values")
-        kernel(*words, *images.shape, rows, columns, *window, *step, *padded, *gaps, 0)
-    results = [_delivered(r, o, shape) for r, o in zip((y, indices), wanted, strict=False) if r is not None]
-    return tuple(results) if return_indices else results[0]
+        kernel = routine("max_pool2d", "forward", name_of(images.dtype), "indices" if return_indices else "values")
+        kernel(*words, *images.shape, *geometry, 0)
+    y = _delivered(y, wanted[0], shape)
+    return y if indices is None else (y, _delivered(indices, wanted[1], shape))
 
 
-def _wanted(base: str, out: Any, shape: tuple[int, ...], dtype: Any, return_indices: bool) -> list[Any]:
+def _wanted(base: str, out: Any, shape: tuple[int, ...], dtype: Any, return_indices: bool) -> tuple[Any, Any]:
     """What the caller gives for the maxima and for the indices."""
     if not return_indices:
-        outs: list[Any] = [out, None]
-    elif out is None:
-        outs = [None, None]
+        outs = (out, None)
     elif isinstance(out, tuple) and len(out) == 2:
-        outs = [*out]
+        outs = out
     else:
         raise TypeError(f"{base}: out must be a pair, for the maxima and for the indices, not {type(out).__name__}")
     for given, kind in zip(outs, (dtype, np.dtype(np.int64)), strict=True):
@@ -188,7 +193,7 @@ def _wanted(base: str, out: Any, shape: tuple[int, ...], dtype: Any, return_indi
 
 def _delivered(result: ndarray, out: ndarray | None, shape: tuple[int, ...]) -> ndarray:
     """The result in its shape, in `out` if that is given."""
-    result = result.reshape(shape)
+    result = result if len(shape) == 4 else result.reshape(shape)
     if out is None:
         return result
     if not (out.ctypes.data == result.ctypes.data and out.strides == result.strides):
@@ -251,9 +256,9 @@ def max_pool2d_backward(dy: ArrayLike, indices: ArrayLike, shape: Any, *, out: n
     is_place = is_direct(out, gradients, found) and out is not None and sums == out.dtype and _has_planes(out)
     dx = out.reshape((n, c, h, w)) if is_place and out is not None else _like(four, (n, c, h, w), sums)
     if dx.size:
-        routine("max_pool2d", "backward", gradients.dtype.name)(
+        routine("max_pool2d", "backward", name_of(gradients.dtype))(
             four.ctypes.data, *four.strides, places.ctypes.data, *places.strides,
-            dx.ctypes.data, *dx.strides[:2], dx.strides[3], n, c, h * w, rows, columns, 0, 0,
+            dx.ctypes.data, *dx.strides[:2], dx.strides[3], n, c, h * w, rows, columns, 0, 0, 0, 0,
         )  # fmt: skip
     if sums != gradients.dtype:
         with np.errstate(all="ignore"):
@@ -271,7 +276,7 @@ def words_within_planes(base: str, indices: ndarray, limit: int) -> ndarray:
 
 def _has_planes(out: ndarray) -> bool:
     """Whether the elements of a plane are all the same step apart, so that it can be reached by an index."""
-    return out.strides[-2] == out.shape[-1] * out.strides[-1]
+    return bool(out.strides[-2] == out.shape[-1] * out.strides[-1])
 
 
 def _plane(base: str, shape: Any, lead: tuple[int, ...]) -> Pair:

@@ -39,6 +39,7 @@ from fastrelu.native.plan import (
     BAND,
     DELIVER,
     FINISH,
+    FLAT,
     OFFSETS,
     OUT,
     PACK,
@@ -115,6 +116,33 @@ def _list(plan, first, columns, width, extent, pieces, segments):
 
 
 @register_jitable
+def _list_flat(plan, first, width, images, extent, pieces, segments):
+    """The same if gaps of the band take part: `first` counts them as positions."""
+    rows, row = extent
+    LANES, _, SIZE = words(plan + TILING + 24, 3)
+    image_pitch, pitch = words(plan + BAND + 32, 2)
+    out_image, _, out_row, out_step = words(plan + OUT, 4)
+    source = first * SIZE
+    image, i, j = source // image_pitch, source % image_pitch // pitch, source % pitch // SIZE
+    at = piece = segment = 0
+    while at < width and image < images:
+        run = smaller(row - j, width - at)
+        if run > 0 and i < rows:
+            for start in range(0, run, LANES):
+                write_words(pieces + PIECE * piece, ((first + at + start) * SIZE, at + start, smaller(run - start, LANES)))
+                piece += 1
+            write_words(segments + PIECE * segment, (image * out_image + i * out_row + j * out_step, at, run))
+            segment += 1
+        at += pitch // SIZE - j
+        j = 0
+        i += 1
+        if i * pitch == image_pitch:
+            i = 0
+            image += 1
+    return piece, segment
+
+
+@register_jitable
 def _deliver(plan, segments, count, sums, row, rows, y, held, alpha):
     """Bring results from where the micro-kernel stored them to where they belong."""
     SIZE = read_word(plan + TYPE + 8)
@@ -135,31 +163,43 @@ def _deliver(plan, segments, count, sums, row, rows, y, held, alpha):
 
 
 @register_jitable
-def _panel(plan, scratch, a, rows, origin, first, columns, width, extent, y, held, has_bias):
+def _panel(plan, scratch, a, rows, origin, origin_place, first, columns, width, images, extent, y, held, has_bias):
     """All results of one panel."""
     MR, NARROW, NR = words(plan + TILING, 3)
     IN, SIZE = words(plan + TYPE, 2)
     k = read_word(plan + SIZES + 8)
     out_channel, _, out_step = words(plan + OUT + 8, 3)
     pieces, segments, block, soon, task = stack(_LIST), stack(_LIST), stack(160), stack(24), stack(64)
-    count, places = _list(plan, first, columns, width, extent, pieces, segments)
-    table = read_word(plan + TILES) + (MR * 8 if width > NARROW else 0)
-    is_direct = places == 1 and out_step == IN and IN == SIZE and held == 0 and read_word(plan + TILES + 8) != 0
+    table, gathering_table, is_stored = words(plan + TILES, 3)
+    is_flat, limit = words(plan + FLAT, 2)
+    gathers = is_flat and (limit == 0 or origin_place + (first + width) * SIZE <= limit)
+    if is_flat:
+        count, places = _list_flat(plan, first, width, images, extent, pieces, segments)
+    else:
+        count, places = _list(plan, first, columns, width, extent, pieces, segments)
+    if places == 0:
+        return
+    table = (gathering_table if gathers else table) + (MR * 8 if width > NARROW else 0)
+    is_direct = places == 1 and out_step == IN and IN == SIZE and held == 0 and is_stored and read_word(segments + 8) == 0
     row, offsets = width * SIZE, read_word(plan + OFFSETS)
     total = scratch + _TOTAL
     target, target_row, shown = total, row, width
     if is_direct:
-        target, target_row, shown = y + read_word(segments), out_channel, columns
+        target, target_row, shown = y + read_word(segments), out_channel, read_word(segments + 16)
     write_words(soon, (0, 0, 0))
     whole, rest = rows // MR, rows % MR
     p = 0
     while True:
         terms = smaller(KC, k - p)
-        write_words(task, (origin, pieces, count, offsets + 8 * p, terms, scratch, row, width))
-        call_address(read_word(plan + PATCHES), task, 0)
+        b, b_step = scratch, row
+        if gathers:
+            b, b_step = origin + first * SIZE, offsets + 8 * p
+        else:
+            write_words(task, (origin, pieces, count, offsets + 8 * p, terms, scratch, row, width))
+            call_address(read_word(plan + PATCHES), task, 0)
         start, start_row = scratch + _START, NR * SIZE
         place = a + p * SIZE
-        write_words(block, (place, k * SIZE, SIZE, scratch, row, terms, soon, 0))
+        write_words(block, (place, k * SIZE, SIZE, b, b_step, terms, soon, 0))
         write_words(block + 64, (p == 0 and has_bias, p > 0, p + terms >= k, start, start_row, total, row))
         write_words(block + 120, (scratch + _ALPHA, target, target_row, shown))
         if whole > 0:
@@ -206,10 +246,14 @@ def _calculate(job, index, scratch):
     part_images = smaller(some_images, images - image0)
     extent = smaller(some_rows, height - i0), smaller(some_columns, width - j0)
     positions = part_images * extent[0] * extent[1]
+    image_pitch, pitch = words(plan + BAND + 32, 2)
+    if read_word(plan + FLAT):
+        positions = ((part_images - 1) * image_pitch + (extent[0] - 1) * pitch) // SIZE + extent[1]
     pack_block(pack_sums, alpha, 0, 0, 1, NR, scratch + _ALPHA, 0)
     for g in range(group, smaller(group + some_groups, groups)):
         source = x + image0 * image_step + g * group_step
-        origin = source + i0 * stride * row_step + j0 * step
+        origin_place = i0 * stride * row_step + j0 * step
+        origin = source + origin_place
         if not is_in_place:
             origin = scratch + _BAND
             other = second + image0 * second_image + g * second_group if second != 0 else 0
@@ -223,7 +267,10 @@ def _calculate(job, index, scratch):
             lanes = _panel_width(positions - first, NARROW, NR)
             columns = smaller(lanes, positions - first)
             to = y + out, held + out if held != 0 else 0
-            _panel(plan, scratch, a + channel * k * SIZE, rows, origin, first, columns, lanes, extent, *to, bias != 0)
+            panel = first, columns, lanes
+            _panel(
+                plan, scratch, a + channel * k * SIZE, rows, origin, origin_place, *panel, part_images, extent, *to, bias != 0
+            )
             first += columns
 
 

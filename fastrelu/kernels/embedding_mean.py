@@ -46,7 +46,6 @@ def forward(dtype: str, vector_bytes: int):
     """
     element = ELEMENTS[dtype]
     wide = widened(Vector(element, 1)).element
-    SIZE = size_of(element)
     LANES = vector_bytes // size_of(wide)
     STRIP = REGISTERS * LANES
     load_strip = load_operands([(element, False)], STRIP, True, partial=False)

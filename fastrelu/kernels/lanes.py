@@ -148,14 +148,18 @@ def plus(typing_context, numbers, offset):
     return numbers(numbers, types.intp), codegen
 
 
+def _beats(builder, element: Element, x, best):
+    if not element.is_float:
+        return (builder.icmp_unsigned if element.kind == "u" else builder.icmp_signed)(">", x, best)
+    return builder.and_(builder.fcmp_unordered(">", x, best), builder.fcmp_ordered("ord", best, best))
+
+
 @intrinsic
 def beats(typing_context, x, best):
     """Whether `x` replaces `best` as the first maximum: x > best, or x is a NaN and `best` is none."""
 
     def codegen(context, builder, sig, args):
-        if not x.element.is_float:
-            return (builder.icmp_unsigned if x.element.kind == "u" else builder.icmp_signed)(">", *args)
-        return builder.and_(builder.fcmp_unordered(">", *args), builder.fcmp_ordered("ord", args[1], args[1]))
+        return _beats(builder, x.element, *args)
 
     return x.mask(x, best), codegen
 
@@ -192,6 +196,26 @@ total = _reduction(lambda builder, x, y: builder.fadd(x, y))
 
 largest = _reduction(lambda builder, x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y))
 """The largest of all lanes; if one is a NaN, any of them."""
+
+
+@intrinsic
+def first_maximum(typing_context, x, numbers):
+    """The maximum of all lanes as `beats` has it, and its number: of equal ones the least."""
+
+    def codegen(context, builder, sig, args):
+        value, number, lanes = *args, x.lanes
+        while lanes > 1:
+            lanes //= 2
+            (a, b), (i, j) = ([_shuffle(builder, v, range(n, n + lanes)) for n in (0, lanes)] for v in (value, number))
+            is_before = builder.icmp_signed("<", j, i)
+            is_tie = builder.not_(_beats(builder, x.element, a, b))
+            takes = builder.or_(_beats(builder, x.element, b, a), builder.and_(is_tie, is_before))
+            value, number = builder.select(takes, b, a), builder.select(takes, j, i)
+        if x.lanes > 1:
+            value, number = (builder.extract_element(v, _LANE(0)) for v in (value, number))
+        return context.make_tuple(builder, sig.return_type, [value, number])
+
+    return types.Tuple([Vector(x.element, 1), Vector(numbers.element, 1)])(x, numbers), codegen
 
 
 def converted(element: Element):

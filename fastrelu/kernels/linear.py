@@ -19,6 +19,7 @@ from fastrelu.kernels.memory import (
     constant_words,
     copy_element,
     load_operands,
+    read_word,
     size_of,
     smaller,
     stack,
@@ -57,7 +58,7 @@ def activation_of(formula: str):
     return register_jitable(lambda x, alpha: function(x))
 
 
-def micro_kernel(activation, element, ROWS: int, LANES: int):
+def micro_kernel(activation, element, ROWS: int, LANES: int, gathers: bool):
     """The function (block, count) for `count` tiles of `ROWS` x `LANES` elements, one below the other.
 
     The block is 19 words. A column of x, the steps between its rows and to the next column; the panel of w and the step between
@@ -68,7 +69,10 @@ def micro_kernel(activation, element, ROWS: int, LANES: int):
 
     The list has three words an entry, which ends with 0 rows: an address, the step between its rows, and their number. A row
     is as long as one of the tile.
+
+    If it `gathers`, rows of w stand anywhere: in place of the step between them is the address of a list of their offsets.
     """
+    GATHERS = gathers
     LINES = max(1, LANES * size_of(element) // 64)
     zero, load_start, load_b = zeros(element, ROWS, LANES), load_tile(element, ROWS, LANES), load_row(element, LANES)
     activate = on_rows(activation)
@@ -95,9 +99,12 @@ def micro_kernel(activation, element, ROWS: int, LANES: int):
                     prefetch(next_rows)
                     prefetch(next_rows + 4 * a_row)
                 while p < stop:
+                    if GATHERS:
+                        row = b + read_word(b_step + 8 * p)
                     tile = fma_outer(tile, column, a_row, load_b(row))
                     column += a_step
-                    row += b_step
+                    if not GATHERS:
+                        row += b_step
                     p += 1
             if has_sums:
                 tile = add(load_start(total, total_row), tile)
@@ -116,12 +123,12 @@ def micro_kernel(activation, element, ROWS: int, LANES: int):
     return kernel
 
 
-def tiles(formula: str, dtype: str, vector_bytes: int):
+def tiles(formula: str, dtype: str, gathers: bool, vector_bytes: int):
     """The function (table, unused) that writes the addresses of the micro-kernels with that activation into a table, in
     the order of `Tiling.shapes`.
     """
     activation = activation_of(formula)
-    kernels = [micro_kernel(activation, ELEMENTS[dtype], *shape) for shape in Tiling(dtype, vector_bytes).shapes]
+    kernels = [micro_kernel(activation, ELEMENTS[dtype], *shape, gathers) for shape in Tiling(dtype, vector_bytes).shapes]
     table = constant_words(kernels)
     COUNT = len(kernels)
 

@@ -41,8 +41,7 @@ def build(dtype: str, vector_bytes: int):
     wide = widened(Vector(element, 1)).element
     KEEPS, SIZE = not element.is_half, size_of(element)
     load, load_one, load_loss = load_between(element, LANES), load_between(element, 1), load_row(FLOAT64, LANES)
-    load_result, load_factor = load_between(element, LANES), load_row(FLOAT64, 1)
-    load_losses = load_row(FLOAT64, 1)
+    load_double = load_row(FLOAT64, 1)
     lowest_of_all, no_sums, no_sum = lowest(element, LANES), zeros(FLOAT64, 1, LANES), zeros(FLOAT64, 1, 1)
     to_double, to_wide, rounded = converted(FLOAT64), converted(wide), narrow(element)
     store_some = store_lanes(LANES)
@@ -65,11 +64,8 @@ def build(dtype: str, vector_bytes: int):
         scale = to_wide(factor / whole)
         scales = spread(top, scale)
         for i in range(0, classes, LANES):
-            if KEEPS:
-                power = load_result(dz + i * SIZE, 0, classes - i)
-            else:
-                power = exp(load(z + i * SIZE, 0, classes - i) - shift)
-            store_some(dz + i * SIZE, rounded(power * scales), classes - i)
+            kept = load(dz + i * SIZE, 0, classes - i) if KEEPS else exp(load(z + i * SIZE, 0, classes - i) - shift)
+            store_some(dz + i * SIZE, rounded(kept * scales), classes - i)
         store(dz + label * SIZE, 0, rounded(fma(exp(own - greatest), scale, -to_wide(factor))))
         return (to_double(greatest) - to_double(own)) + log(whole)
 
@@ -77,7 +73,7 @@ def build(dtype: str, vector_bytes: int):
         z, z_row, labels, dz, dz_row, losses, factor, _, rows, classes, parts = words(task, 11)
         for row in range(number * rows // parts, (number + 1) * rows // parts):
             label = read_word(labels + 8 * row)
-            loss = row_loss(z + row * z_row, label, dz + row * dz_row, classes, load_factor(factor))
+            loss = row_loss(z + row * z_row, label, dz + row * dz_row, classes, load_double(factor))
             store(losses, row, loss)
 
     part_address = callback_address(part, 2)
@@ -90,7 +86,7 @@ def build(dtype: str, vector_bytes: int):
             sums = sums + load_loss(losses + 8 * i)
             i += LANES
         while i < count:
-            rest = rest + load_losses(losses + 8 * i)
+            rest = rest + load_double(losses + 8 * i)
             i += 1
         return total(sums) + rest
 

@@ -116,11 +116,11 @@ def _link_packing(dtype: str, vector_bytes: int) -> int:
 
 
 @cache
-def _link_tiles(formula: str, dtype: str, vector_bytes: int) -> int:
+def _link_tiles(formula: str, dtype: str, vector_bytes: int, gathers: bool = False) -> int:
     """Link the micro-kernels with an activation, provide the table of them, and return its address."""
-    name = matrix.tiles_name(formula, dtype, vector_bytes)
+    name = matrix.tiles_name(formula, dtype, vector_bytes, gathers)
     write = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(
-        _part(name, "linear", "tiles", formula, dtype, vector_bytes)
+        _part(name, "linear", "tiles", formula, dtype, gathers, vector_bytes)
     )
     table = (ctypes.c_int64 * len(matrix.Tiling(dtype, vector_bytes).shapes))()
     write(ctypes.addressof(table), 0)
@@ -243,6 +243,7 @@ def addresses_of_patches(formula: str, derivative: str | None, dtype: str, vecto
             _link_packing(sums, vector_bytes),
             _part(matrix.patches_name(sums, vector_bytes), "patches", "build", sums, vector_bytes),
             _link_tiles(formula if is_stored else "", sums, vector_bytes),
+            _link_tiles(formula if is_stored else "", sums, vector_bytes, True),
             int(is_stored or derivative is not None),
             finish,
             deliver,

@@ -21,9 +21,9 @@ def pack_name(dtype: str, vector_bytes: int) -> str:
     return f"fastrelu_pack_{dtype}_{vector_bytes}"
 
 
-def tiles_name(formula: str, dtype: str, vector_bytes: int) -> str:
+def tiles_name(formula: str, dtype: str, vector_bytes: int, gathers: bool = False) -> str:
     """What the micro-kernels with an activation are called."""
-    return f"fastrelu_tiles_{formula}_{dtype}_{vector_bytes}"
+    return f"fastrelu_tiles_{formula}{'_gather' * gathers}_{dtype}_{vector_bytes}"
 
 
 def finish_name(formula: str, dtype: str, mask: bool, vector_bytes: int) -> str:

@@ -20,21 +20,22 @@ TILING = 0  # rows, lanes of the narrow and of the wide tile, lanes of a vector
 TYPE = 32  # bytes of an element, bytes of a sum
 PACK = 48  # packing of the operands' type and of the sums'
 PATCHES = 64
-TILES = 72  # the micro-kernels; whether they store results, else sums
-FINISH = 88  # what makes results from sums: either this
-DELIVER = 96  # or this, which also adds and reaches any place
-FORM = 104  # forming of dz
-SOURCE = 112  # of x or dy the steps of images, channels, rows and elements; its rows and columns; the step of groups
-SECOND = 168  # of what tells the derivative the steps of images, channels, rows, elements and groups
-OUT = 208  # of the results the steps of images, channels, rows, elements and groups; whether rows follow without gaps
-SIZES = 256  # rows of the weight and terms of a group, groups, channels of a group, images, rows and columns of results
-PHASES = 312  # of the rows how many and their list, of the columns how many and their list, strides
-LOWEST = 360  # for rows and for columns: the lowest tap, and the distance to the highest, in steps of the stride
-BAND = 392  # whether there is none; the pitches of channels, phases of rows, of columns, images and rows; bytes
-OFFSETS = 448  # of all terms, from a position of the band on
-PARTS = 456  # of a part the images, rows, columns; how many a image has by rows and columns; how many parts that makes; of a
+TILES = 72  # the micro-kernels for panels, those that gather; whether they store results, else sums
+FINISH = 96  # what makes results from sums: either this
+DELIVER = 104  # or this, which also adds and reaches any place
+FORM = 112  # forming of dz
+SOURCE = 120  # of x or dy the steps of images, channels, rows and elements; its rows and columns; the step of groups
+SECOND = 176  # of what tells the derivative the steps of images, channels, rows, elements and groups
+OUT = 216  # of the results the steps of images, channels, rows, elements and groups; whether rows follow without gaps
+SIZES = 264  # rows of the weight and terms of a group, groups, channels of a group, images, rows and columns of results
+PHASES = 320  # of the rows how many and their list, of the columns how many and their list, strides
+LOWEST = 368  # for rows and for columns: the lowest tap, and the distance to the highest, in steps of the stride
+BAND = 400  # whether there is none; the pitches of channels, phases of rows, of columns, images and rows; bytes
+OFFSETS = 456  # of all terms, from a position of the band on
+FLAT = 464  # whether positions are those of the band, gaps included, and nothing is packed; bytes of a channel to read, or 0
+PARTS = 480  # of a part the images, rows, columns; how many an image has by rows and columns; how many parts that makes; of a
 # part the channels and how many that makes, the groups; how many parts in all
-_WORDS = 67
+_WORDS = 70
 
 # Multiply-adds below which a convolution stays on one thread, and those that are worth a part.
 SERIAL = 500_000
@@ -44,7 +45,11 @@ PARTS_PER_THREAD = 4
 GOOD_PANELS, GOOD_TILES = 4, 8
 # Rows of the weight, and bytes of a band, that leave room for the rest in the second-level cache.
 MOST_ROWS = 768
-BAND_BYTES = 512 << 10
+BAND_BYTES = 640 << 10
+# What it costs to pack a vector of a panel, in vectors of multiply-adds.
+PACK_COST = 6
+# Channels that stand a multiple of this apart meet in few sets of the caches.
+ALIASING = 4096
 # Bytes of a row of dz, which are formed in a scratch memory.
 FORMED_BYTES = 64 << 10
 
@@ -121,8 +126,8 @@ class _Band:
         self.channel = len(job.rows.phases) * self.row_phase
         if self.channel % 1024 == 0:
             self.channel += 64  # lest channels meet in few sets of the caches
-        # A copy fills whole vectors.
-        self.nbytes = job.channels * self.channel + job.tiling.vector_bytes + 64
+        # A copy fills whole vectors, and a panel may end behind the last position.
+        self.nbytes = job.channels * self.channel + job.tiling.widths[-1] * size + 64
 
     @staticmethod
     def _columns(job: Job, columns: int) -> int:
@@ -187,6 +192,28 @@ def _extent(job: Job, in_place: bool, wanted: int) -> tuple[int, int, int]:
     return 1, 1, _even(columns, most(max(min(columns, positions), 1), (1, 1, 1), 2))
 
 
+def _lanes(positions: int, tiling: Tiling) -> int:
+    """Lanes of the panels of so many positions."""
+    narrow, wide = tiling.widths[0], tiling.widths[-1]
+    whole, rest = divmod(positions, wide)
+    return whole * wide + (wide if 2 * rest > wide else rest + -rest % narrow)
+
+
+def _is_flat(job: Job, in_place: bool, band: _Band, extent: tuple[int, int, int]) -> bool:
+    """Whether it is faster to multiply gaps of the band as well than to pack panels without them."""
+    images, rows, columns = extent
+    size = job.tiling.size
+    pitch, image = band.pitch, band.image
+    if in_place:
+        pitch = image = job.rows.stride * job.source[2]
+        if images > 1 or job.source[2] != job.columns.source * size or job.source[1] < 0:
+            return False
+        if job.source[1] % ALIASING == 0 and job.m > job.tiling.rows:
+            return False
+    positions = ((images - 1) * image + (rows - 1) * pitch) // size + columns
+    return _lanes(positions, job.tiling) * job.m < _lanes(images * rows * columns, job.tiling) * (job.m + PACK_COST)
+
+
 def make(job: Job, addresses: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]:
     """The words of a plan, and the arrays that they refer to.
 
@@ -225,13 +252,17 @@ def make(job: Job, addresses: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], l
     groups = max(job.groups * places * channel_parts // max(wanted, 1), 1)
     groups = min(groups, job.groups) if wanted > 1 else job.groups
     band = _Band(job, images, some_rows, some_columns)
+    flat = _is_flat(job, in_place, band, (images, some_rows, some_columns))
+    limit = 0
     if in_place:
+        limit = rows.source * source[2] - max(rows.taps) * source[2] - max(columns.taps) * source[3]
         offsets = (
             source[1] * np.arange(job.channels, dtype=np.int64)[:, None, None]
             + source[2] * np.array(rows.taps, np.int64)[:, None]
             + source[3] * np.array(columns.taps, np.int64)
         ).ravel()
-        pitches = (1, 0, 0, 0, source[0], rows.stride * source[2], 0)
+        pitch = rows.stride * source[2]
+        pitches = (1, 0, 0, 0, pitch * rows.size if flat else source[0], pitch, 0)
     else:
         offsets = band.offsets(job)
         pitches = (0, band.channel, band.row_phase, band.column_phase, band.image, band.pitch, band.nbytes)
@@ -247,7 +278,7 @@ def make(job: Job, addresses: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], l
         *(len(rows.phases), lists[1].ctypes.data, len(columns.phases), lists[2].ctypes.data, rows.stride, columns.stride),
         *(rows.low, rows.span, columns.low, columns.span),
         *pitches,
-        offsets.ctypes.data,
+        *(offsets.ctypes.data, int(flat), limit),
         *(images, some_rows, some_columns, row_parts, column_parts, places, channels, channel_parts, groups),
         places * channel_parts * ceil(job.groups / groups),
     ]

@@ -118,9 +118,8 @@ class Conv2d(Layer):
         function, alpha = variant("conv2d", activation, backward=True)
         operands = (dy, x, self.weight) if activation is None else (dy, y, x, self.weight)
         wanted = _WANTED[wants_dx, self.bias is not None]
-        results = {"dx": out, "dw": places["weight"], "db": places.get("bias")}
-        out = tuple(results[name] for name in wanted)
-        return function(*operands, *self._geometry(), **alpha, wanted=wanted, out=out)[0] if wants_dx else None
+        results = (out, places["weight"], places.get("bias"))
+        return function(*operands, *self._geometry(), **alpha, wanted=wanted, out=results)[0]
 
 
 class Conv2dReLU(Conv2d):
