@@ -139,13 +139,13 @@ def draw(found: Mapping[str, Trained], digits: Digits, path: Path) -> None:
 def draw_mistakes(axes: Any, digits: Digits, predicted: np.ndarray) -> None:
     """The first nine images that were taken for another digit."""
     wrong = np.flatnonzero(predicted != digits.y_test)[:9]
-    sheet = np.zeros((3 * 36, 3 * 32))
-    axes.set(title=f"Mistakes ({int((predicted != digits.y_test).sum())})")
+    sheet = np.zeros((3 * 37, 3 * 32))
+    axes.set(title=f"Mistakes ({int((predicted != digits.y_test).sum())}), true → predicted")
     axes.axis("off")
     for place, index in enumerate(wrong):
-        top, left = place // 3 * 36 + 8, place % 3 * 32 + 2
+        top, left = place // 3 * 37 + 8, place % 3 * 32 + 2
         sheet[top : top + SIZE, left : left + SIZE] = digits.x_test[index, 0]
-        axes.text(left + SIZE / 2, top - 1, f"{digits.y_test[index]} taken for {predicted[index]}", ha="center", va="bottom")
+        axes.text(left + SIZE / 2, top - 1, f"{digits.y_test[index]} → {predicted[index]}", ha="center", va="bottom")
     axes.imshow(sheet, cmap="Greys")
 
 
