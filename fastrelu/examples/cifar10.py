@@ -1,8 +1,9 @@
 """Photographs of ten kinds, read by a convolutional network: CIFAR-10.
 
 The network: convolution with 32 channels, pool, convolution with 64, pool, dense with 512, dense with 10; ReLU after all but
-the last. Every epoch sees each photograph anew, mirrored or not and shifted by up to 4 points. The data are not part of the
-package: get the python or the binary version from https://www.cs.toronto.edu/~kriz/cifar.html and unpack it.
+the last. Every epoch sees each photograph anew, mirrored or not and shifted by up to 4 points. In the end each one of the test
+is shown twice, as it is and mirrored, and the mean of both answers counts. The data are not part of the package: get the python
+or the binary version from https://www.cs.toronto.edu/~kriz/cifar.html and unpack it.
 
     python -m fastrelu.examples.cifar10 FOLDER [--epochs 10] [--seed 0] [--plot cifar10.png]
 """
@@ -87,17 +88,21 @@ def network(rng: np.random.Generator) -> nn.Sequential:
     )
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of the classes."""
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))
+
+
 def train(data: Cifar10, epochs: int, seed: int, progress: bool = True) -> Trained:
-    """Train the network and test it."""
+    """Train the network and test it; the history's validation is that of photographs shown once."""
     rng = np.random.default_rng(seed)
     scale = Scale.of(data.x)
     x, x_test = scale(data.x), scale(data.x_test)
     model = network(rng)
     how = images.Training(epochs, batch_size=64, rate=1e-3, reach=4, mirror=True)
     history, seconds = images.train(model, (x, data.y), (x_test, data.y_test), how, rng, progress)
-    logits = model.predict(x_test)
-    probabilities = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities /= probabilities.sum(1, keepdims=True)
+    probabilities = (softmax(model.predict(x_test)) + softmax(model.predict(x_test[..., ::-1]))) / 2
     return Trained(history, evaluate(data.y_test, probabilities.argmax(1), CLASSES), probabilities, seconds)
 
 
@@ -120,7 +125,7 @@ def draw_photographs(axes: Any, data: Cifar10, probabilities: np.ndarray) -> Non
         sheet[top : top + 32, left : left + 32] = image.transpose(1, 2, 0)
         guess = int(chances.argmax())
         text, colour = f"{CLASSES[guess]} {chances[guess]:.0%}", "black" if guess == label else plots.VERMILION
-        axes.text(left + 16, top - 2, text, ha="center", va="bottom", color=colour, fontsize=10)
+        axes.text(left + 16, top - 2, text, ha="center", va="bottom", color=colour, fontsize=9)
     axes.imshow(sheet)
     axes.set(title="Photographs of the test set (coloured words: wrong)")
     axes.axis("off")

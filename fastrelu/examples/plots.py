@@ -92,23 +92,30 @@ def draw_loss(axes: Any, history: Any) -> None:
 
 def draw_accuracy(axes: Any, history: Any) -> None:
     """The accuracy of each epoch."""
-    _draw_curves(axes, "Accuracy", "share that is right", history.accuracy, history.validation_accuracy)
+    _draw_curves(axes, "Accuracy", "share that is right", history.accuracy, history.validation_accuracy, "lower right")
     axes.set_ylim(top=1.01)
 
 
 def draw_gradient_norm(axes: Any, history: Any) -> None:
     """The norm of the gradient, the mean over each epoch."""
-    _draw_curves(axes, "Gradient norm", "L2 norm, mean of the epoch", history.gradient_norm, None)
+    _draw_curves(axes, "Gradient norm", "L2 norm, mean of the epoch", history.gradient_norm)
     axes.set_ylim(bottom=0)
 
 
-def _draw_curves(axes: Any, title: str, label: str, training: Sequence[float], validation: Sequence[float] | None) -> None:
+def _draw_curves(
+    axes: Any,
+    title: str,
+    label: str,
+    training: Sequence[float],
+    validation: Sequence[float] | None = None,
+    place: str = "upper right",
+) -> None:
     epochs = np.arange(1, len(training) + 1)
     marker = "." if len(training) <= 30 else ""
     axes.plot(epochs, training, marker=marker, markersize=8, color=BLUE, label="training")
     if validation is not None:
         axes.plot(epochs, validation, marker=marker, markersize=8, linestyle="--", color=VERMILION, label="validation")
-        axes.legend()
+        axes.legend(loc=place)
     axes.set(title=title, xlabel="epoch", ylabel=label)
     axes.xaxis.get_major_locator().set_params(integer=True)
 
