@@ -2,7 +2,6 @@
 
 import builtins
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from fastrelu.examples import (
     dosage,
     images,
     neuron,
-    plots,
     potential,
     relu_plot,
     terminal,
@@ -310,12 +308,18 @@ def test_picture_that_cannot_be_saved(monkeypatch, tmp_path, capsys, path, words
     assert words in capsys.readouterr().err
 
 
-def test_pictures_open_no_window(tmp_path):
+def test_pictures_leave_the_state_of_matplotlib_alone(tmp_path):
     pytest.importorskip("matplotlib")
-    with plots.picture(tmp_path / "empty.svg", "nothing"):
-        pass
+    code = f"""
+import sys
+from pathlib import Path
+from fastrelu.examples import plots
+with plots.picture(Path({str(tmp_path)!r}, "empty.svg"), "nothing"):
+    pass
+print("matplotlib.figure" in sys.modules, "matplotlib.pyplot" in sys.modules)
+"""
+    assert run(code).split() == ["True", "False"]
     assert (tmp_path / "empty.svg").read_text().startswith("<?xml")
-    assert "matplotlib.pyplot" not in sys.modules
 
 
 @pytest.mark.parametrize("name", ["relu_plot", "neuron", "dosage", "train_mlp", "digits", "cifar10", "text", "analysis"])
