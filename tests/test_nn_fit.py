@@ -318,5 +318,20 @@ def test_data_of_another_type():
     assert_array_equal(plain.parameters["0.weight"], other.parameters["0.weight"])
 
 
+def unaligned(x):
+    array = np.zeros(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    array[...] = x
+    return array
+
+
+@pytest.mark.parametrize("layout", [np.asfortranarray, lambda x: np.repeat(x, 2, 0)[::2], lambda x: x.astype(">f4"), unaligned])
+def test_data_of_other_layouts(layout):
+    x, y = data(64)
+    plain, other = network(8, 3), network(8, 3)
+    nn.fit(plain, x, y, 1, 20, rng=0, progress=False)
+    nn.fit(other, layout(x), y, 1, 20, rng=0, progress=False)
+    assert_array_equal(plain.parameters["0.weight"], other.parameters["0.weight"])
+
+
 def test_data_may_be_lists():
     assert nn.fit(network(2, 2), [[0.0, 1.0], [1.0, 0.0]], [0, 1], 2, progress=False).epochs == 2
