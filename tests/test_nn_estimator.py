@@ -75,3 +75,15 @@ def test_predict_needs_a_fit():
 
 def test_the_package_does_not_need_scikit_learn():
     run("import sys; sys.modules['sklearn'] = None\nfrom fastrelu.nn import *\nfrom fastrelu import nn\nnn.Linear(2, 1)")
+
+
+def test_without_scikit_learn_one_sentence_tells_what_to_do():
+    code = """
+import sys
+sys.modules["sklearn.base"] = None
+try:
+    from fastrelu.nn import MLPClassifier
+except ImportError as error:
+    print(error)
+"""
+    assert run(code) == "MLPClassifier needs scikit-learn: pip install scikit-learn\n"

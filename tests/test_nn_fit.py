@@ -1,6 +1,7 @@
 """Training: the same bits for a seed, what is recorded, interrupts, and what is refused."""
 
 import sys
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -43,6 +44,56 @@ def test_threads_do_not_change_a_bit(batch_size):
         return history, [p.tobytes() for p in model.parameters.values()]
 
     assert trained(1) == trained(2) == trained(5)
+
+
+def convolutional():
+    rng = np.random.default_rng(7)
+    layers = [nn.Conv2d(1, 8, 3, padding=1, rng=rng), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2dReLU(8, 4, 3, rng=rng)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(144, 3, rng=rng))
+
+
+def of_words():
+    rng = np.random.default_rng(7)
+    return nn.Sequential(
+        nn.EmbeddingMean(50, 32, padding_id=0, rng=rng), nn.LinearReLU(32, 16, rng=rng), nn.Linear(16, 3, rng=rng)
+    )
+
+
+@pytest.mark.parametrize("make", [convolutional, of_words])
+def test_threads_do_not_change_a_bit_of_other_networks(make):
+    y = data(200)[1]
+    x = normal(200, 1, 16, 16) if make is convolutional else np.random.default_rng(0).integers(50, size=(200, 12))
+
+    def trained(threads):
+        with fastrelu.num_threads(threads):
+            model = make()
+            history = nn.fit(model, x, y, 2, 64, rng=3, progress=False)
+        return history, [p.tobytes() for p in model.parameters.values()]
+
+    first = trained(1)
+    assert first[0].loss[1] < first[0].loss[0]
+    assert first == trained(2) == trained(5)
+
+
+@pytest.mark.parametrize("make", [lambda: network(784, 256, 128, 10), convolutional])
+def test_step_allocates_no_array(make):
+    model, loss, optimizer = make(), LOSSES["softmax_cross_entropy"](), nn.SGD(0.1, 0.9)
+    x = normal(256, 784) if len(model.layers) == 5 else normal(256, 1, 16, 16)
+    y = np.zeros(256, np.int64)
+
+    def step():
+        _, dy = loss(model._forward(x, escapes=False), y)
+        model._backward(dy, wants_dx=False)
+        optimizer.step(model.parameters, model.gradients)
+
+    step()
+    step()
+    tracemalloc.start()
+    try:
+        step()
+        assert tracemalloc.get_traced_memory()[1] < 20_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_seed_decides_the_order():
@@ -264,6 +315,21 @@ def test_data_of_another_type():
     plain, other = network(8, 3), network(8, 3)
     nn.fit(plain, x, y, 1, rng=0, progress=False)
     nn.fit(other, x.astype(np.float64), y.astype(np.uint8), 1, rng=0, progress=False)
+    assert_array_equal(plain.parameters["0.weight"], other.parameters["0.weight"])
+
+
+def unaligned(x):
+    array = np.zeros(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    array[...] = x
+    return array
+
+
+@pytest.mark.parametrize("layout", [np.asfortranarray, lambda x: np.repeat(x, 2, 0)[::2], lambda x: x.astype(">f4"), unaligned])
+def test_data_of_other_layouts(layout):
+    x, y = data(64)
+    plain, other = network(8, 3), network(8, 3)
+    nn.fit(plain, x, y, 1, 20, rng=0, progress=False)
+    nn.fit(other, layout(x), y, 1, 20, rng=0, progress=False)
     assert_array_equal(plain.parameters["0.weight"], other.parameters["0.weight"])
 
 

@@ -1,6 +1,7 @@
 """Layers with parameters: what they calculate, what they learn, and what they refuse."""
 
 import copy
+import inspect
 import pickle
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import fastrelu
 from fastrelu import nn
+from tests.test_import import documented_parameters
 
 RNG = np.random.default_rng
 
@@ -182,3 +184,9 @@ def test_gradient_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"^Linear: dy must have the shape of the output, \(4, 2\), not \(4, 3\)$"):
         layer.backward(normal(4, 3))
     assert layer.gradients == {}
+
+
+@pytest.mark.parametrize("name", nn.__all__)
+def test_docstring_names_the_parameters_of_the_signature(name):
+    thing = getattr(nn, name)
+    assert documented_parameters(inspect.getdoc(thing)) == list(inspect.signature(thing).parameters)

@@ -215,6 +215,14 @@ def test_fault_is_told_before_anything_changes(parameters, gradients, error, wor
     assert not F.any()
 
 
+def test_parameters_that_share_memory():
+    base = np.zeros((4, 4), np.float32)
+    SGD().step([base[::2], base[1::2]], [base[::2].copy(), base[1::2].copy()])
+    for parameters in ([base, base], [base[1:], base[:2]]):
+        with pytest.raises(ValueError, match=r"SGD: parameters\[1\] shares memory with parameters\[0\]"):
+            SGD().step(parameters, [p.copy() for p in parameters])
+
+
 def test_other_shapes_than_at_the_first_step():
     optimizer = SGD()
     optimizer.step([np.zeros(2)], [np.zeros(2)])

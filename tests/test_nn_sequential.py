@@ -127,6 +127,15 @@ def test_result_is_new_behind_a_layer_that_gives_a_view():
     assert_array_equal(first, kept)
 
 
+def test_activation_that_copies_lets_its_output_be_changed():
+    model = nn.Sequential(nn.Linear(3, 4, rng=0, dtype="float64"), nn.ReLU(copy=True))
+    y = model.forward(normal(2, 3))
+    dx = model.backward(np.ones((2, 4)))
+    model.forward(normal(2, 3))[:] = 1
+    assert_array_equal(model.backward(np.ones((2, 4))), dx)
+    assert not np.shares_memory(y, model.layers[1].A)
+
+
 def test_other_batches_in_between():
     model, x = nn.Sequential(*layers("relu")), normal(6, 2, 6, 6)
     expected = model.forward(x)

@@ -54,7 +54,8 @@ def test_numpy_reads_the_parameters(tmp_path):
 
 def test_nothing_else_is_left_in_the_folder(tmp_path):
     nn.save(model(), tmp_path / "m.npz")
-    nn.save(model(), tmp_path / "m.npz")
+    nn.save(nn.Sequential(nn.Tanh()), tmp_path / "m.npz")
+    assert repr(nn.load(tmp_path / "m.npz").layers) == "(Tanh(),)"
     assert [path.name for path in tmp_path.iterdir()] == ["m.npz"]
 
 

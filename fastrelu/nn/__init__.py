@@ -46,7 +46,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name != "MLPClassifier":
         raise AttributeError(f"module 'fastrelu.nn' has no attribute {name!r}")
-    with lock:
-        from fastrelu.nn.estimator import MLPClassifier as MLPClassifier
+    try:
+        with lock:
+            from fastrelu.nn.estimator import MLPClassifier
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("sklearn"):
+            raise
+        raise ImportError("MLPClassifier needs scikit-learn: pip install scikit-learn") from None
     globals()[name] = MLPClassifier
     return MLPClassifier

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastrelu.native.guard import lock
 from fastrelu.operations import FLOATS
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def float_type(name: str, dtype: DTypeLike) -> np.dtype[Any]:
     """`dtype` if parameters can have it."""
     kind: np.dtype[Any] | None = None
     if isinstance(dtype, str) and dtype == "bfloat16":  # a name that NumPy does not know
-        import ml_dtypes
+        with lock:
+            import ml_dtypes
 
         kind = np.dtype(ml_dtypes.bfloat16)
     elif dtype is not None:

@@ -150,11 +150,13 @@ class Layer:
     def _places(self) -> dict[str, np.ndarray]:
         """Arrays for the gradients: those of the last time, if they fit."""
         parameters, gradients = self.parameters, self._gradients
-        if any(
-            n not in gradients or gradients[n].shape != p.shape or gradients[n].dtype != p.dtype for n, p in parameters.items()
-        ):
-            self._gradients = {name: np.empty(p.shape, p.dtype) for name, p in parameters.items()}
-        return self._gradients
+        if gradients.keys() != parameters.keys():
+            gradients.clear()
+        for name, p in parameters.items():
+            g = gradients.get(name)
+            if g is None or g.shape != p.shape or g.dtype != p.dtype:
+                gradients[name] = np.empty(p.shape, p.dtype)
+        return gradients
 
 
 def variant(function: str, activation: Activation | None, backward: bool = False) -> tuple[Callable[..., Any], dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 What is said here once holds for all:
 
-* Parameters are updated in place: contiguous arrays where they lie, others through a copy. They must not share memory.
+* Parameters are updated in place: contiguous arrays where they lie, others through a copy.
 * float32 and float64 are calculated in their own type, float16 and bfloat16 in float32, which is also the type of what is
   kept for them. The bits depend neither on threads nor on the processor. NaN and infinities spread as IEEE arithmetic says.
 * What is kept belongs to the position of a parameter, so that an optimizer serves one model.
@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from operator import is_
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from fastrelu.native.guard import lock
 from fastrelu.native.optimizers import CHUNK, FORMULAS
@@ -64,6 +66,7 @@ class _Optimizer:
         self.steps = 0
         self._kinds: list[tuple[tuple[int, ...], str]] = []
         self._states: list[list[np.ndarray]] = []
+        self._own: list[np.ndarray] = []
         self._arrays: list[np.ndarray] = []
         self._passes: list[_Pass] = []
 
@@ -120,6 +123,9 @@ class _Optimizer:
             self._states = [[np.zeros(p.shape, _wide(p.dtype)) for _ in states] for p in own]
         elif kinds != self._kinds:
             raise ValueError(f"{name}: parameters must have the shapes and types of the first step, {self._kinds}, not {kinds}")
+        if len(own) != len(self._own) or not all(map(is_, own, self._own)):
+            _check_memory(name, own)
+            self._own = own
         self._arrays, self._passes = [], []
         if all(a.flags.c_contiguous and a.flags.aligned and a.dtype.isnative for a in (*own, *theirs)):
             self._passes = self._passes_of(own, theirs)
@@ -134,7 +140,7 @@ class _Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copies, without addresses."""
-        return {**self.__dict__, "_arrays": [], "_passes": []}
+        return {**self.__dict__, "_own": [], "_arrays": [], "_passes": []}
 
 
 class SGD(_Optimizer):
@@ -305,3 +311,11 @@ def _check(name: str, i: int, parameter: Any, gradient: Any) -> None:
         )
     if not parameter.flags.writeable:
         raise ValueError(f"{name}: parameters[{i}] is read-only, and must be writable")
+
+
+def _check_memory(name: str, parameters: Sequence[np.ndarray]) -> None:
+    """Whether every parameter has memory of its own: several threads write to them."""
+    spans = sorted((*byte_bounds(parameter), i) for i, parameter in enumerate(parameters) if parameter.size)
+    for (_, end, i), (start, _, j) in pairwise(spans):
+        if start < end and np.shares_memory(parameters[i], parameters[j]):
+            raise ValueError(f"{name}: parameters[{max(i, j)}] shares memory with parameters[{min(i, j)}]")

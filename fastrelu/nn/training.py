@@ -195,11 +195,14 @@ def _batches(x: np.ndarray, y: np.ndarray, order: Any, batch_size: int) -> Itera
         for start in range(0, len(x), batch_size):
             yield x[start : start + batch_size], y[start : start + batch_size]
         return
-    place = np.empty((min(batch_size, len(x)), *x.shape[1:]), x.dtype.newbyteorder("="))
+    # NumPy's take would copy all of any other array for each batch.
+    is_plain = x.flags.c_contiguous and x.flags.aligned
+    place = np.empty((min(batch_size, len(x)), *x.shape[1:]), x.dtype) if is_plain else None
     for start in range(0, len(x), batch_size):
         rows = order[start : start + batch_size]
-        # With another mode than "raise" NumPy writes straight into the place. No row is out of range.
-        yield np.take(x, rows, axis=0, out=place[: len(rows)], mode="clip"), y[rows]
+        # With another mode than "raise" it writes straight into the place. No row is out of range.
+        taken = x[rows] if place is None else np.take(x, rows, axis=0, out=place[: len(rows)], mode="clip")
+        yield taken, y[rows]
 
 
 def _epoch(model: Sequential, batches: Any, optimizer: Optimizer, objective: Loss, bar: Any) -> dict[str, float]:
