@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import fastrelu
 from tests.convolution_reference import Case, layer, sums, taps
 from tests.reference import bits
+from tests.subprocesses import run
 
 # Each function with its parameters.
 FUNCTIONS = {
@@ -419,3 +420,21 @@ def test_sums_are_rounded_once():
     x, w = np.full((1, 64, 1, 1), 0.1, np.float16), np.full((1, 64, 1, 1), 0.1, np.float16)
     case = Case(x.shape, 1, (1, 1))
     assert fastrelu.conv2d(x, w)[0, 0, 0, 0] == sums(case, x, w, None).astype(np.float16)[0, 0, 0, 0]
+
+
+WARM = """
+import numpy as np, fastrelu
+fastrelu.warmup(["conv2d_relu", "conv2d_relu_backward"], "float32")
+before = fastrelu.cache_info()
+x, w = np.ones((2, 3, 5, 6), np.float32), np.ones((4, 3, 2, 2), np.float32)
+y = fastrelu.conv2d_relu(x, w)
+fastrelu.conv2d_relu_backward(y, y, x, w)
+fastrelu.conv2d_relu_backward(y, y, x, w, out=(x.copy(), w.copy(), np.ones(4, np.float32)), accumulate=("dx", "dw", "db"))
+after = fastrelu.cache_info()
+print(before.loaded + before.compiled, after.loaded + after.compiled)
+"""
+
+
+def test_warmup_loads_all_that_a_call_needs():
+    before, after = run(WARM).split()
+    assert before == after

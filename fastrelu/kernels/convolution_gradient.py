@@ -150,7 +150,7 @@ def _fill(problem, scratch, pieces, band, x, channels, phase, row, channel, unit
     x_image, x_channel, x_row, x_column = words(problem + X + 8, 4)
     height, width = words(problem + INPUT + 24, 2)
     stride = read_word(problem + KERNEL + 24)
-    IN, SIZE, pack = words(problem + KIND + 24, 3)
+    SIZE, pack = words(problem + KIND + 32, 2)
     for number in range(pieces):
         image, ih, rows, iw, outputs, offset = words(scratch + _PIECES + number * PIECE, 6)
         first_row = smaller(larger(-(ih // unit), 0), rows)
