@@ -1,8 +1,8 @@
 """Convolutions beside their peers: ``python -m bench.conv2d`` measures the layers below, forward and backward, and writes
 conv2d.json and a table into the README. ``--shapes FILE`` measures other layers and prints.
 
-Every ratio comes from calls timed in turns in one process, the limit (multiply-adds of all cores) among them. Run it on a machine
-that does nothing else. Losses are written down like everything else.
+Every ratio comes from calls timed in turns in one process, the limit (multiply-adds of all cores) among them. Run it on a
+machine that does nothing else. Losses are written down like everything else.
 """
 
 from __future__ import annotations
