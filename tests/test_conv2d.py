@@ -397,8 +397,22 @@ def test_read_only_out():
 def test_alpha_is_one_number():
     with pytest.raises(ValueError, match="alpha must be a single value, not of shape"):
         fastrelu.conv2d_elu(*PLAIN.operands(), alpha=[1.0, 2.0])
+    with pytest.raises(OverflowError, match="alpha must be within the range of float64"):
+        fastrelu.conv2d_elu(*PLAIN.operands(), alpha=10**400)
     with pytest.raises(TypeError, match="alpha must be a number, not str"):
         fastrelu.conv2d_elu(*PLAIN.operands(), alpha="a")
+
+
+def test_numbers_that_make_no_difference_may_be_huge():
+    x, w, b = PLAIN.operands()
+    assert_array_equal(fastrelu.conv2d(x, w, b, stride=10**30), fastrelu.conv2d(x, w, b, stride=9))
+    one = w[:, :, :1, :1]
+    assert_array_equal(fastrelu.conv2d(x, one, b, dilation=10**30), fastrelu.conv2d(x, one, b))
+    dy = np.ones((2, 7, 1, 1), np.float32)
+    for huge, large in zip(
+        fastrelu.conv2d_backward(dy, x, w, stride=10**30), fastrelu.conv2d_backward(dy, x, w, stride=15), strict=True
+    ):
+        assert_array_equal(bits(huge), bits(large))
 
 
 def test_halves_of_two_kinds():
