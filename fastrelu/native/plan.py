@@ -136,7 +136,8 @@ class _Band:
         """Elements of a row."""
         axis, lanes = job.columns, job.tiling.lanes
         count = columns + axis.span
-        if job.second is None and job.source[2] != job.tiling.in_size:
+        step = axis.stride * job.source[3] // job.tiling.in_size
+        if job.second is None and (step in (1, 2) or job.source[2] != job.tiling.in_size):
             return count  # rows are copied one after the other
         if columns < axis.size or axis.stride > 1:
             return count + -count % lanes
