@@ -33,6 +33,22 @@ if TYPE_CHECKING:
         tanh_backward,
     )
     from fastrelu.cache import CacheInfo, cache_info, clear_cache, warmup
+    from fastrelu.convolution import (
+        conv2d,
+        conv2d_backward,
+        conv2d_elu,
+        conv2d_elu_backward,
+        conv2d_leaky_relu,
+        conv2d_leaky_relu_backward,
+        conv2d_relu,
+        conv2d_relu_backward,
+        conv2d_sigmoid,
+        conv2d_sigmoid_backward,
+        conv2d_softplus,
+        conv2d_softplus_backward,
+        conv2d_tanh,
+        conv2d_tanh_backward,
+    )
     from fastrelu.gradients import (
         linear_backward,
         linear_elu_backward,
@@ -63,6 +79,20 @@ __all__ = [
     "PackedWeight",
     "cache_info",
     "clear_cache",
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_elu",
+    "conv2d_elu_backward",
+    "conv2d_leaky_relu",
+    "conv2d_leaky_relu_backward",
+    "conv2d_relu",
+    "conv2d_relu_backward",
+    "conv2d_sigmoid",
+    "conv2d_sigmoid_backward",
+    "conv2d_softplus",
+    "conv2d_softplus_backward",
+    "conv2d_tanh",
+    "conv2d_tanh_backward",
     "elu",
     "elu_backward",
     "get_num_threads",
@@ -104,6 +134,8 @@ __all__ = [
 
 def _home(name: str) -> str:
     """The module that a public function is in, and that is imported when it is first used."""
+    if name.startswith("conv2d"):
+        return "convolution"
     if name.startswith("linear"):
         return "gradients" if name.endswith("_backward") else "layers"
     if name in ("PackedWeight", "pack"):

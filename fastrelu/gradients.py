@@ -124,7 +124,7 @@ def _is_beside(operand: Any, name: str, operands: dict[str, Any]) -> bool:
     )
 
 
-def _names(base: str, what: str, given: Any) -> tuple[str, ...]:
+def named(base: str, what: str, given: Any) -> tuple[str, ...]:
     """The gradients that an argument names, in their order."""
     names = [None] if isinstance(given, str) or not isinstance(given, Iterable) else [*given]
     if not all(isinstance(name, str) and name in GRADIENTS for name in names):
@@ -165,11 +165,11 @@ def _general(
     """The gradients for operands of any kind, which are checked; `key` stands for this kind of calls from then on."""
     has_mask = base == "linear_relu_backward"
     is_mask = has_mask and getattr(operands["y"], "dtype", None) == np.uint8
-    wanted = _names(base, "wanted", wanted)
-    added = _names(base, "accumulate", accumulate)
+    wanted = named(base, "wanted", wanted)
+    added = named(base, "accumulate", accumulate)
     if not wanted:
         raise ValueError(f"{base}: wanted must name at least one of {GRADIENTS}, not none")
-    outputs = _outputs(base, out, wanted, added)
+    outputs = outputs_for(base, out, wanted, added)
     for name, gradient in (("x", "dw"), ("w", "dx")):
         if gradient not in wanted:
             if operands[name] is None:
@@ -220,7 +220,7 @@ def _explain(
 ) -> BaseException:
     """What to raise instead of NumPy's error, or of our own if an operand is no array of numbers at all."""
     try:
-        wanted, added = _names(base, "wanted", wanted), _names(base, "accumulate", accumulate)
+        wanted, added = named(base, "wanted", wanted), named(base, "accumulate", accumulate)
     except ValueError:
         return error
     given = {name: face(o) if name == "w" else o for name, o in operands.items() if name in ("dy", "y") or o is not None}
@@ -242,7 +242,7 @@ def _with_type_of(base: str, name: str, dtype: np.dtype[Any], dy: np.ndarray) ->
     return dy if dtype == dy.dtype or dy.dtype.name not in FLOATS else dy.astype(np.promote_types(dtype, dy.dtype), copy=False)
 
 
-def _outputs(base: str, out: Any, wanted: tuple[str, ...], added: tuple[str, ...]) -> dict[str, Any]:
+def outputs_for(base: str, out: Any, wanted: tuple[str, ...], added: tuple[str, ...]) -> dict[str, Any]:
     """The arrays for the gradients, by their names."""
     if out is None:
         out = (None, None, None)

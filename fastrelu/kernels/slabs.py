@@ -2,6 +2,7 @@
 
 ``run``       the parts of a job, each of them once
 ``in_slabs``  blocks of the batch as parts: with small matrices there is nothing else to divide
+``add_slabs`` their sums
 
 A block of `KC` rows of the batch is a block of terms of dw and db: each has a place of its own for its sums, a slab, and
 afterwards the slabs are added in ascending order, as one thread would have done.
@@ -128,6 +129,15 @@ _add_slabs_address = callback_address(_add_slabs, 2)
 
 
 @register_jitable
+def add_slabs(add, total, slabs, slab, count, is_first, threads):
+    """Add `count` slabs of `slab` bytes to a total, in ascending order, or let them replace it."""
+    share = (ceil(slab, 2 * threads) + 4095) & -4096
+    task = stack(64)
+    write_words(task, (add, total, slabs, slab, count, slab, is_first, share))
+    in_parallel(_add_slabs_address(), task, ceil(slab, share))
+
+
+@register_jitable
 def in_slabs(description, job, dx_task, dw_task, db, sizes, threads):
     """Divide the batch into blocks of `KC` rows, whose sums are added in ascending order; returns 0 if there was memory."""
     m, k, n = sizes
@@ -148,10 +158,7 @@ def in_slabs(description, job, dx_task, dw_task, db, sizes, threads):
         count = smaller(held, blocks - first)
         write_word(job + _SLAB + 24, first)
         failed = run(_slab_address(), job, count, False)
-        share = (ceil(slab, 2 * threads) + 4095) & -4096
-        add_task = stack(64)
-        write_words(add_task, (add, total, slabs, slab, count, slab, first == 0, share))
-        in_parallel(_add_slabs_address(), add_task, ceil(slab, share))
+        add_slabs(add, total, slabs, slab, count, first == 0, threads)
         first += count
     if failed == 0:
         if k > 0:

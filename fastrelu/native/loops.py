@@ -200,6 +200,25 @@ def address_of_gradient(spec: Gradient) -> int:
         return linker.link(spec.name, source)
 
 
+def addresses_of_weight_gradient(formula: str, dtype: str, vector_bytes: int) -> tuple[int, ...]:
+    """The functions that the gradient of a convolution's weight needs: packing, micro-kernels, forming of dz, delivery, and
+    adding of sums.
+    """
+    tiling = matrix.Tiling(dtype, vector_bytes)
+    sums = tiling.sum_dtype
+    form = matrix.form_name(formula, sums, False, vector_bytes)
+    with lock:
+        runtime()
+        _link_panels()
+        return (
+            _link_packing(dtype, vector_bytes),
+            _link_tiles("", sums, vector_bytes),
+            _part(form, "gradient", "build", formula, sums, False, vector_bytes, tiling.widths[-1]),
+            _part(matrix.deliver_name(dtype, vector_bytes), "results", "build", dtype, vector_bytes),
+            _part(matrix.add_up_name(sums, vector_bytes), "results", "add_up", sums, vector_bytes),
+        )
+
+
 def addresses_of_patches(formula: str, derivative: str | None, dtype: str, vector_bytes: int) -> tuple[int, ...]:
     """The functions that a convolution needs, as the words of `fastrelu.native.plan` from `PACK` to `FORM`: with an activation,
     or for the gradient of its input if there is a `derivative`, "" for that of the identity.

@@ -1,0 +1,167 @@
+"""What a convolution is given: checked, and brought into the form that its kernels take.
+
+``arrays``    operands of one float type
+``geometry``  strides, padding, dilation and groups, and the size of the output
+``place``     where results are calculated: in the array that was given, or beside it
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from fastrelu import faults
+from fastrelu.native.convolution import Geometry
+from fastrelu.operations import INTEGERS
+
+
+def arrays(base: str, operands: Mapping[str, Any]) -> dict[str, ndarray]:
+    """The operands as arrays of their common type, aligned and in native byte order; none of them is copied without need."""
+    made = {}
+    for name, operand in operands.items():
+        fault: BaseException | None = faults.device_fault(base, name, operand)
+        if fault is None and (faults.overrides(operand) or isinstance(operand, np.ma.MaskedArray)):
+            kind = f"{type(operand).__module__}.{type(operand).__name__}"
+            fault = TypeError(f"{base}: {name} must be a NumPy array, not {kind}")
+        fault = fault or faults.operand_fault(base, {name: np.asarray(operand) if type(operand) is int else operand}, {})
+        if fault is not None:
+            raise fault
+        made[name] = np.asarray(operand)
+    try:
+        dtype: np.dtype[Any] = reduce(np.promote_types, [a.dtype for a in made.values()])
+    except np.exceptions.DTypePromotionError as error:
+        raise faults.explain(base, error, operands) from None
+    if dtype.name in INTEGERS:
+        dtype = np.promote_types(dtype, np.float16)
+    return {name: native(a, dtype) for name, a in made.items()}
+
+
+def native(a: ndarray, dtype: np.dtype[Any]) -> ndarray:
+    """`a` with elements of `dtype`, aligned and in native byte order."""
+    with np.errstate(all="ignore"):
+        a = a.astype(dtype.newbyteorder("="), copy=False)
+    return a if a.flags.aligned else a.copy(order="K")
+
+
+def number(base: str, name: str, value: Any) -> float:
+    """A parameter that is one number."""
+    if np.ndim(value):
+        raise ValueError(f"{base}: {name} must be a single value, not of shape {np.shape(value)}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{base}: {name} must be a number, not {type(value).__name__}") from None
+
+
+def _whole(base: str, name: str, value: Any, least: int, also: str = "") -> int:
+    """A whole number that is not less than `least`."""
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{base}: {name} must be a whole number{also}, not {type(value).__name__}") from None
+    if found < least:
+        raise ValueError(f"{base}: {name} must be at least {least}, not {found}")
+    return found
+
+
+def _pair(base: str, name: str, value: Any, least: int) -> tuple[int, int]:
+    """What holds for rows and for columns: two whole numbers, or one for both."""
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) != 0:
+        values = [*value]
+        if len(values) != 2:
+            raise ValueError(f"{base}: {name} must be one whole number or two, not {len(values)}")
+        return _whole(base, name, values[0], least), _whole(base, name, values[1], least)
+    one = _whole(base, name, value, least, " or two of them")
+    return one, one
+
+
+def _padding(
+    base: str, padding: Any, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Zeros at the top, at the left, at the bottom and at the right."""
+    if isinstance(padding, str):
+        if padding == "valid":
+            return 0, 0, 0, 0
+        if padding != "same":
+            raise ValueError(f'{base}: padding must be "same", "valid", one whole number or two, not {padding!r}')
+        if stride != (1, 1):
+            raise ValueError(f'{base}: padding must not be "same" with stride {stride}, only with stride 1')
+        rows, columns = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+        return rows // 2, columns // 2, rows - rows // 2, columns - columns // 2
+    return _pair(base, "padding", padding, 0) * 2
+
+
+def geometry(
+    base: str, x: tuple[int, ...], w: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: Any
+) -> tuple[Geometry, tuple[int, ...]]:
+    """Check the shapes of x and w; returns where they meet, and the shape of the output.
+
+    Parameters
+    ----------
+    base : str
+        The public function.
+    x, w : tuple of int
+        Shapes (N, C, H, W) or (C, H, W), and (O, C / groups, KH, KW).
+    stride, padding, dilation, groups
+        As the public function was given them.
+    """
+    if len(x) not in (3, 4):
+        raise ValueError(f"{base}: x must have shape (N, C, H, W) or (C, H, W), not {x}")
+    if len(w) != 4:
+        raise ValueError(f"{base}: w must have shape (O, C / groups, KH, KW), not {w}")
+    groups = _whole(base, "groups", groups, 1)
+    strides, dilations = _pair(base, "stride", stride, 1), _pair(base, "dilation", dilation, 1)
+    kernel = w[2], w[3]
+    if 0 in kernel:
+        raise ValueError(f"{base}: w must have a kernel of at least one row and one column, not shape {w}")
+    pads = _padding(base, padding, kernel, strides, dilations)
+    if w[1] * groups != x[-3]:
+        raise ValueError(f"{base}: w must have shape (O, C / {groups}, KH, KW) for x of shape {x}, not {w}")
+    if w[0] % groups:
+        raise ValueError(f"{base}: w must have a number of output channels that {groups} groups divide, not shape {w}")
+    sizes = []
+    for axis in range(2):
+        room = x[axis - 2] + pads[axis] + pads[axis + 2]
+        needed = dilations[axis] * (kernel[axis] - 1) + 1
+        if room < needed:
+            kind = ("rows", "columns")[axis]
+            raise ValueError(f"{base}: w must span at most the {room} {kind} of x of shape {x} with padding, not {needed}")
+        sizes.append((room - needed) // strides[axis] + 1)
+    return Geometry(strides, pads, dilations, groups), (*x[:-3], w[0], *sizes)
+
+
+def output(base: str, name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Check an array that was given for a result."""
+    if not isinstance(out, ndarray):
+        raise TypeError(f"{base}: {name} must be an array, not {type(out).__name__}")
+    if out.shape != shape:
+        raise ValueError(f"{base}: {name} must have shape {shape}, not {out.shape}")
+    fault = faults.read_only_fault(base, name, out)
+    if fault is not None:
+        raise fault
+    if not np.can_cast(dtype, out.dtype, "same_kind"):
+        raise TypeError(f"{base}: {name} must have a type that takes {dtype} by casting rule 'same_kind', not {out.dtype}")
+
+
+def place(out: ndarray | None, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Iterable[ndarray]) -> ndarray:
+    """Where a result is calculated: in `out` if that is C-contiguous, of its type, and overlaps no input; else a new array."""
+    if out is not None:
+        is_fit = out.dtype == dtype and out.dtype.isnative and out.flags.c_contiguous and out.flags.aligned
+        if is_fit and not any(np.may_share_memory(out, a) for a in inputs):
+            return np.asarray(out).reshape(shape)
+    return np.empty(shape, dtype)
+
+
+def deliver(result: ndarray, out: ndarray | None, shape: tuple[int, ...]) -> ndarray:
+    """The result, in `out` if there is one."""
+    if out is None:
+        return result.reshape(shape)
+    if not np.may_share_memory(result, out):
+        with np.errstate(all="ignore"):
+            np.copyto(out, result.reshape(shape), casting="same_kind")
+    return out
