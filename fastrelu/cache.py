@@ -41,7 +41,8 @@ ROUTINES = {
 }
 """What the functions that are no ufuncs ask `fastrelu.native.routine` for; braces stand for the type."""
 
-_BASES = {*OPERATIONS, *(layer.base for layer in LAYERS.values()), *BACKWARD, *ROUTINES, "pack"}
+CONVOLUTIONS = tuple(name for name in fastrelu.__all__ if name.startswith("conv2d"))
+_BASES = {*OPERATIONS, *(layer.base for layer in LAYERS.values()), *BACKWARD, *ROUTINES, *CONVOLUTIONS, "pack"}
 FUNCTIONS = tuple(sorted(_BASES.intersection(fastrelu.__all__)))
 """Names of the public functions that kernels are compiled for."""
 
@@ -285,11 +286,30 @@ def _kernels(function: str, dtype: str) -> Iterator[tuple[str, Load]]:
         kernels = [tuple(part.format(dtype) for part in kernel) for kernel in ROUTINES[function]]
         yield from ((" ".join(kernel), partial(routine, *kernel)) for kernel in kernels)
         return
+    if function in CONVOLUTIONS:
+        yield from _kernels_of_convolution(function, dtype, width)
+        return
     yield f"pack {dtype}", partial(loops.weight_packing, dtype, width)
     fused = (layer.loop(dtype, width) for layer in LAYERS.values() if layer.base == function)
     yield from ((loop.name, partial(loops.address_of_fused, loop)) for loop in fused)
     gradients = (variant.loop(dtype, width) for variant in backward_variants().values() if variant.base == function)
     yield from ((loop.name, partial(loops.address_of_gradient, loop)) for loop in gradients)
+
+
+def _kernels_of_convolution(function: str, dtype: str, width: int) -> Iterator[tuple[str, Load]]:
+    with lock:
+        from fastrelu.native import loops
+        from fastrelu.native.routine import routine
+
+    formula = function.removeprefix("conv2d").removeprefix("_")
+    yield "convolution", partial(routine, "convolution", "build")
+    if not function.endswith("backward"):
+        yield f"{function} {dtype}", partial(loops.addresses_of_patches, formula, None, dtype, width)
+        return
+    derivative = "" if formula == "backward" else formula
+    yield "convolution gradient", partial(routine, "convolution_gradient", "build")
+    yield f"{function} {dtype} dx", partial(loops.addresses_of_patches, "", derivative, dtype, width)
+    yield f"{function} {dtype} dw", partial(loops.addresses_of_weight_gradient, derivative, dtype, width)
 
 
 def _with_progress(loads: list[Load], progress: bool | None) -> Iterable[Load]:

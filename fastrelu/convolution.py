@@ -639,10 +639,12 @@ def conv2d_leaky_relu_backward(
         Gradient with respect to the output.
     y : array_like
         The output.
-    x, w, stride, padding, dilation, groups, wanted, accumulate, out
+    x, w, stride, padding, dilation, groups
         As for `conv2d_backward`.
     alpha : float, optional
         As in the forward pass.
+    wanted, accumulate, out
+        As for `conv2d_backward`.
 
     Returns
     -------
@@ -691,10 +693,12 @@ def conv2d_elu_backward(
         Gradient with respect to the output.
     y : array_like
         The output.
-    x, w, stride, padding, dilation, groups, wanted, accumulate, out
+    x, w, stride, padding, dilation, groups
         As for `conv2d_backward`.
     alpha : float, optional
         As in the forward pass.
+    wanted, accumulate, out
+        As for `conv2d_backward`.
 
     Returns
     -------

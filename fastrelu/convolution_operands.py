@@ -54,6 +54,8 @@ def number(base: str, name: str, value: Any) -> float:
         raise ValueError(f"{base}: {name} must be a single value, not of shape {np.shape(value)}")
     try:
         return float(value)
+    except OverflowError:
+        raise OverflowError(f"{base}: {name} must be within the range of float64") from None
     except (TypeError, ValueError):
         raise TypeError(f"{base}: {name} must be a number, not {type(value).__name__}") from None
 
@@ -124,7 +126,8 @@ def geometry(
         raise ValueError(f"{base}: w must have shape (O, C / {groups}, KH, KW) for x of shape {x}, not {w}")
     if w[0] % groups:
         raise ValueError(f"{base}: w must have a number of output channels that {groups} groups divide, not shape {w}")
-    sizes = []
+    # What makes no difference is made small: a stride where there is one output, a dilation where there is one tap.
+    sizes, steps, gaps = [], [], []
     for axis in range(2):
         room = x[axis - 2] + pads[axis] + pads[axis + 2]
         needed = dilations[axis] * (kernel[axis] - 1) + 1
@@ -132,7 +135,9 @@ def geometry(
             kind = ("rows", "columns")[axis]
             raise ValueError(f"{base}: w must span at most the {room} {kind} of x of shape {x} with padding, not {needed}")
         sizes.append((room - needed) // strides[axis] + 1)
-    return Geometry(strides, pads, dilations, groups), (*x[:-3], w[0], *sizes)
+        steps.append(min(strides[axis], room))
+        gaps.append(dilations[axis] if kernel[axis] > 1 else 1)
+    return Geometry((steps[0], steps[1]), pads, (gaps[0], gaps[1]), groups), (*x[:-3], w[0], *sizes)
 
 
 def output(base: str, name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

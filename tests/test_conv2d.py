@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import fastrelu
 from tests.convolution_reference import Case, layer, sums, taps
 from tests.reference import bits
+from tests.subprocesses import run
 
 # Each function with its parameters.
 FUNCTIONS = {
@@ -396,8 +397,22 @@ def test_read_only_out():
 def test_alpha_is_one_number():
     with pytest.raises(ValueError, match="alpha must be a single value, not of shape"):
         fastrelu.conv2d_elu(*PLAIN.operands(), alpha=[1.0, 2.0])
+    with pytest.raises(OverflowError, match="alpha must be within the range of float64"):
+        fastrelu.conv2d_elu(*PLAIN.operands(), alpha=10**400)
     with pytest.raises(TypeError, match="alpha must be a number, not str"):
         fastrelu.conv2d_elu(*PLAIN.operands(), alpha="a")
+
+
+def test_numbers_that_make_no_difference_may_be_huge():
+    x, w, b = PLAIN.operands()
+    assert_array_equal(fastrelu.conv2d(x, w, b, stride=10**30), fastrelu.conv2d(x, w, b, stride=9))
+    one = w[:, :, :1, :1]
+    assert_array_equal(fastrelu.conv2d(x, one, b, dilation=10**30), fastrelu.conv2d(x, one, b))
+    dy = np.ones((2, 7, 1, 1), np.float32)
+    for huge, large in zip(
+        fastrelu.conv2d_backward(dy, x, w, stride=10**30), fastrelu.conv2d_backward(dy, x, w, stride=15), strict=True
+    ):
+        assert_array_equal(bits(huge), bits(large))
 
 
 def test_halves_of_two_kinds():
@@ -419,3 +434,21 @@ def test_sums_are_rounded_once():
     x, w = np.full((1, 64, 1, 1), 0.1, np.float16), np.full((1, 64, 1, 1), 0.1, np.float16)
     case = Case(x.shape, 1, (1, 1))
     assert fastrelu.conv2d(x, w)[0, 0, 0, 0] == sums(case, x, w, None).astype(np.float16)[0, 0, 0, 0]
+
+
+WARM = """
+import numpy as np, fastrelu
+fastrelu.warmup(["conv2d_relu", "conv2d_relu_backward"], "float32")
+before = fastrelu.cache_info()
+x, w = np.ones((2, 3, 5, 6), np.float32), np.ones((4, 3, 2, 2), np.float32)
+y = fastrelu.conv2d_relu(x, w)
+fastrelu.conv2d_relu_backward(y, y, x, w)
+fastrelu.conv2d_relu_backward(y, y, x, w, out=(x.copy(), w.copy(), np.ones(4, np.float32)), accumulate=("dx", "dw", "db"))
+after = fastrelu.cache_info()
+print(before.loaded + before.compiled, after.loaded + after.compiled)
+"""
+
+
+def test_warmup_loads_all_that_a_call_needs():
+    before, after = run(WARM).split()
+    assert before == after

@@ -56,6 +56,19 @@ def _copy(plan, scratch, source, second, alpha, steps, second_steps, rows, colum
 
 
 @register_jitable
+def _surround(target, pitch, rows, first, count, left, right):
+    """Zeros around `count` rows from number `first` on, from byte `left` to byte `right` of each."""
+    if count == 0:
+        _zero(target, rows * pitch)
+        return
+    _zero(target, first * pitch + left)
+    end = first + count - 1
+    for r in range(first, end):
+        _zero(target + r * pitch + right, pitch - right + left)
+    _zero(target + end * pitch + right, (rows - end) * pitch - right)
+
+
+@register_jitable
 def copy_band(plan, scratch, source, second, alpha, images, place, extent, band):
     """Copy what positions from row and column `place` on, `extent` of them, need of `images` images, whose first element
     stands at `source` and, of what tells the derivative, at `second`.
@@ -71,7 +84,12 @@ def copy_band(plan, scratch, source, second, alpha, images, place, extent, band)
     rows, columns = extent[0] + row_span, extent[1] + column_span
     steps = row_stride * row_step, column_stride * step
     second_steps = row_stride * second_row, column_stride * second_step
+    form, IN = read_word(plan + FORM), read_word(plan + TYPE)
+    # Where a copy goes row by row, and fills the rest of its vectors with zeros, all the others can be written before it.
+    is_simple = form == 0 and (steps[1] == IN or steps[1] == 2 * IN)
     for c in range(channels):
+        if is_simple:
+            _zero(band + c * channel_pitch, channel_pitch)
         for f in range(row_phases):
             row_phase = read_word(row_list + 8 * f)
             first, last = _inside(i, row_stride, row_phase, rows, height)
@@ -80,24 +98,15 @@ def copy_band(plan, scratch, source, second, alpha, images, place, extent, band)
                 column_phase = read_word(column_list + 8 * g)
                 low, high = _inside(j, column_stride, column_phase, columns, width)
                 iw = (j + low) * column_stride + column_phase
+                count = last - first if high > low else 0
                 for image in range(images):
                     target = band + c * channel_pitch + f * row_phase_pitch + g * column_phase_pitch + image * image_pitch
                     start = target + first * pitch + low * SIZE
-                    if last > first and high > low:
-                        place_of = source + image * image_step + c * channel_step + ih * row_step + iw * step
+                    if count > 0:
+                        element = source + image * image_step + c * channel_step + ih * row_step + iw * step
                         y = 0
                         if second != 0:
                             y = second + image * second_image + c * second_channel + ih * second_row + iw * second_step
-                        extents = last - first, high - low
-                        _copy(plan, scratch, place_of, y, alpha, steps, second_steps, *extents, start, pitch)
-                    else:
-                        last, high = first, low
-                    # A copy fills whole vectors: zeros to the right of its rows are written after it.
-                    _zero(target, (first if last > first else rows) * pitch)
-                    if last > first:
-                        _zero(target + first * pitch, low * SIZE)
-                        gap = pitch - (high - low) * SIZE
-                        for r in range(first, last - 1):
-                            _zero(target + r * pitch + high * SIZE, gap)
-                        _zero(target + (last - 1) * pitch + high * SIZE, pitch - high * SIZE)
-                        _zero(target + last * pitch, (rows - last) * pitch)
+                        _copy(plan, scratch, element, y, alpha, steps, second_steps, count, high - low, start, pitch)
+                    if not is_simple:
+                        _surround(target, pitch, rows, first, count, low * SIZE, high * SIZE)

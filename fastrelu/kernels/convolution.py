@@ -4,6 +4,7 @@
 ``_part``        some rows of the weight and some positions: copies the band that it needs, then loops over groups and panels
 ``_panel``       all sums of a panel: the loop over blocks of `KC` terms, with the micro-kernels of `fastrelu.kernels.linear`
 ``_list``        which neighbouring positions a panel has
+``_few_rows``    the same for a few rows
 ``_deliver``     results that the micro-kernel could not store where they belong
 
 Rows are output channels and columns are positions, flattened over images, rows and columns; vectors run along positions. The
@@ -19,7 +20,9 @@ from fastrelu.kernels.memory import (
     atomic_add,
     call_address,
     callback_address,
+    copy_element,
     enter_default_float_status,
+    larger,
     leave_float_status,
     read_byte,
     read_word,
@@ -31,15 +34,17 @@ from fastrelu.kernels.memory import (
     write_words,
 )
 from fastrelu.kernels.packing import pack_block
-from fastrelu.kernels.panels import MC, PANEL_BYTES, SCRATCH
+from fastrelu.kernels.panels import PANEL_BYTES, SCRATCH
 from fastrelu.kernels.patches import PIECE
 from fastrelu.kernels.scratch import free, malloc, return_scratch, take_scratch
 from fastrelu.kernels.slabs import DONE, FAILED, run
 from fastrelu.native.plan import (
     BAND,
     DELIVER,
+    FEW_ROWS,
     FINISH,
     FLAT,
+    MOST_ROWS,
     OFFSETS,
     OUT,
     PACK,
@@ -49,6 +54,7 @@ from fastrelu.native.plan import (
     SECOND,
     SIZES,
     SOURCE,
+    SUMS_BYTES,
     TILES,
     TILING,
     TYPE,
@@ -60,9 +66,9 @@ BIAS = 48  # bias, alpha, y, what the results are added to
 
 # A thread's memory: a panel of patches, biases, sums, alpha, blocks of dz, the band.
 _START = KC * PANEL_BYTES
-_TOTAL = _START + MC * PANEL_BYTES
-_ALPHA = _TOTAL + MC * PANEL_BYTES
-_GRADIENT = _ALPHA + PANEL_BYTES
+_TOTAL = _START + MOST_ROWS * PANEL_BYTES
+_ALPHA = _TOTAL + MOST_ROWS * PANEL_BYTES
+_GRADIENT = _ALPHA + SUMS_BYTES
 _BAND = _GRADIENT + GRADIENT_SCRATCH
 
 # Bytes of the lists of pieces and of segments: a panel has up to 64 columns.
@@ -82,7 +88,7 @@ def _list(plan, first, columns, width, extent, pieces, segments):
     Returns how many there are of both.
     """
     rows, row = extent
-    LANES, _, SIZE = words(plan + TILING + 24, 3)
+    LANES, SIZE = read_word(plan + TILING + 24), read_word(plan + TYPE + 8)
     image_pitch, pitch = words(plan + BAND + 32, 2)
     out_image, _, out_row, out_step, _, is_dense = words(plan + OUT, 6)
     image, i, j = first // (rows * row), first // row % rows, first % row
@@ -119,7 +125,7 @@ def _list(plan, first, columns, width, extent, pieces, segments):
 def _list_flat(plan, first, width, images, extent, pieces, segments):
     """The same if gaps of the band take part: `first` counts them as positions."""
     rows, row = extent
-    LANES, _, SIZE = words(plan + TILING + 24, 3)
+    LANES, SIZE = read_word(plan + TILING + 24), read_word(plan + TYPE + 8)
     image_pitch, pitch = words(plan + BAND + 32, 2)
     out_image, _, out_row, out_step = words(plan + OUT, 4)
     source = first * SIZE
@@ -218,6 +224,54 @@ def _panel(plan, scratch, a, rows, origin, origin_place, first, columns, width, 
 
 
 @register_jitable
+def _fill(place, value, size, count):
+    """Write the element at `value` `count` times, an even number."""
+    pair = stack(8)
+    copy_element(pair, value, size)
+    if size == 4:
+        copy_element(pair + 4, value, size)
+    for at in range(0, count * size, 8):
+        write_word(place + at, read_word(pair))
+
+
+@register_jitable
+def _few_rows(plan, scratch, a, rows, origin, positions, images, extent, y, held, bias):
+    """All results of a part with a few rows, gaps included, in long tiles; then those that are none of gaps."""
+    MR, NARROW, NR = words(plan + TILING, 3)
+    SIZE = read_word(plan + TYPE + 8)
+    k = read_word(plan + SIZES + 8)
+    image_pitch, pitch = words(plan + BAND + 32, 2)
+    out_image, out_channel, out_row, out_step = words(plan + OUT, 4)
+    finish, deliver = words(plan + FINISH, 2)
+    lanes, table = NR, read_word(plan + TILES + 8) + (MR * 8 if NR > NARROW else 0)
+    if positions > NR:
+        lanes, table = read_word(plan + TILING + 24 + 8 * rows), table + MR * 8
+    start, total, row = scratch + _START, scratch + _TOTAL, (positions + lanes) * SIZE
+    block, soon, task = stack(160), stack(24), stack(88)
+    if bias != 0:
+        for i in range(rows):
+            _fill(start + i * lanes * SIZE, bias + i * SIZE, SIZE, lanes)
+    write_words(soon, (0, 0, 0))
+    write_words(block, (a, k * SIZE, SIZE, origin, read_word(plan + OFFSETS), k, soon, 0))
+    write_words(block + 64, (bias != 0, 0, 1, start, lanes * SIZE, 0, 0))
+    for first in range(0, positions, lanes):
+        write_word(block + 24, origin + first * SIZE)
+        write_words(block + 120, (scratch + _ALPHA, total + first * SIZE, row, lanes))
+        call_address(read_word(table + 8 * rows - 8), block, 1)
+    for image in range(images):
+        for i in range(rows):
+            source, to = total + i * row + image * image_pitch, i * out_channel + image * out_image
+            if finish != 0:
+                write_words(task, (source, pitch, y + to, out_row, extent[0], extent[1], scratch + _ALPHA, 0, 0, 0))
+                call_address(finish, task, 0)
+            else:
+                place = held + to if held != 0 else 0
+                write_words(task, (source, pitch, SIZE, place, out_row, out_step, y + to, out_row, out_step))
+                write_words(task + 72, extent)
+                call_address(deliver, task, 0)
+
+
+@register_jitable
 def _calculate(job, index, scratch):
     """One part."""
     plan, x, second, a = words(job, 4)
@@ -247,9 +301,10 @@ def _calculate(job, index, scratch):
     extent = smaller(some_rows, height - i0), smaller(some_columns, width - j0)
     positions = part_images * extent[0] * extent[1]
     image_pitch, pitch = words(plan + BAND + 32, 2)
-    if read_word(plan + FLAT):
+    is_flat = read_word(plan + FLAT)
+    if is_flat:
         positions = ((part_images - 1) * image_pitch + (extent[0] - 1) * pitch) // SIZE + extent[1]
-    pack_block(pack_sums, alpha, 0, 0, 1, NR, scratch + _ALPHA, 0)
+    _fill(scratch + _ALPHA, alpha, SIZE, NR if rows > FEW_ROWS else larger(NR, extent[1] + 1 & -2))
     for g in range(group, smaller(group + some_groups, groups)):
         source = x + image0 * image_step + g * group_step
         origin_place = i0 * stride * row_step + j0 * step
@@ -259,14 +314,19 @@ def _calculate(job, index, scratch):
             other = second + image0 * second_image + g * second_group if second != 0 else 0
             copy_band(plan, scratch + _GRADIENT, source, other, alpha, part_images, (i0, j0), extent, origin)
         channel = g * m + m0
+        out = g * out_group + m0 * out_channel + image0 * out_image + i0 * out_row + j0 * out_step
+        to = y + out, held + out if held != 0 else 0
+        if rows <= FEW_ROWS and not is_in_place and is_flat and k <= KC:
+            extents = positions, part_images, extent
+            start = bias + channel * SIZE if bias != 0 else 0
+            _few_rows(plan, scratch, a + channel * k * SIZE, rows, origin, *extents, *to, start)
+            continue
         if bias != 0:
             pack_block(pack_sums, bias + channel * SIZE, SIZE, 0, rows, NR, scratch + _START, NR * SIZE)
-        out = g * out_group + m0 * out_channel + image0 * out_image + i0 * out_row + j0 * out_step
         first = 0
         while first < positions:
             lanes = _panel_width(positions - first, NARROW, NR)
             columns = smaller(lanes, positions - first)
-            to = y + out, held + out if held != 0 else 0
             panel = first, columns, lanes
             _panel(
                 plan, scratch, a + channel * k * SIZE, rows, origin, origin_place, *panel, part_images, extent, *to, bias != 0

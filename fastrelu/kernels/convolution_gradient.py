@@ -16,7 +16,7 @@ each with every s-th column, so that neighbours of the output are neighbours the
 
 from numba.extending import register_jitable
 
-from fastrelu.kernels.gradient import GRADIENT_SCRATCH, OPERAND, form_block
+from fastrelu.kernels.gradient import GRADIENT_SCRATCH, OPERAND, PLACE, form_block
 from fastrelu.kernels.matrix import SERIAL
 from fastrelu.kernels.memory import (
     atomic_add,
@@ -55,7 +55,7 @@ INPUT = 160  # images, groups, channels of a group, height, width
 OUTPUT = 200  # channels of a group, height, width
 KERNEL = 224  # height, width, strides, padding at the top and the left, dilations
 KIND = 288  # rows of a tile, lanes of the narrowest and the widest, bytes of an element and of a sum
-PARTS = 328  # packing, micro-kernels, forming of dz, delivery, adding of sums; the address of a one
+PARTS = 328  # packing, micro-kernels, forming of dz, delivery, adding of sums; the address of a one; packing of sums
 
 LINE = 64
 # Output rows from which on every row has a piece of the band of its own.
@@ -150,7 +150,7 @@ def _fill(problem, scratch, pieces, band, x, channels, phase, row, channel, unit
     x_image, x_channel, x_row, x_column = words(problem + X + 8, 4)
     height, width = words(problem + INPUT + 24, 2)
     stride = read_word(problem + KERNEL + 24)
-    IN, SIZE, pack = words(problem + KIND + 24, 3)
+    SIZE, pack = words(problem + KIND + 32, 2)
     for number in range(pieces):
         image, ih, rows, iw, outputs, offset = words(scratch + _PIECES + number * PIECE, 6)
         first_row = smaller(larger(-(ih // unit), 0), rows)
@@ -182,23 +182,37 @@ def _form(problem, scratch, group, first, terms, j0, j1):
     dy, dy_image, dy_channel, dy_position, plane, y, y_image, y_channel, y_position, alpha = words(problem + DY, 10)
     n = read_word(problem + OUTPUT)
     _, NARROW, NR, IN, SIZE, pack, _, form = words(problem + KIND, 8)
+    pack_sums = read_word(problem + PARTS + 48)
     operand = stack(OPERAND)
     dy += group * n * dy_channel
     y += group * n * y_channel
+    # Mostly positions are neighbours in memory: then dz is formed channel by channel, and transposed once.
+    is_transposed = dy_position == IN and dy_channel != IN
+    block, pitch = scratch + _GRADIENT + 2 * PLACE, (terms * SIZE + 127) & -64
     j = j0
     while j < j1:
         width = panel_width(j1 - j, NARROW, NR)
+        columns, target_row = smaller(width, j1 - j), width * SIZE
         target, done = scratch + _DZ + (j - j0) * KC * SIZE, 0
         while done < terms:
             image, place = (first + done) // plane, (first + done) % plane
             count = smaller(plane - place, terms - done)
-            write_words(operand, (form, pack, 0, dy + image * dy_image, dy_position, dy_channel))
-            write_words(operand + 48, (y + image * y_image, y_position, y_channel, 0, alpha, 0, IN, SIZE))
-            columns = smaller(width, j1 - j)
-            target_row = width * SIZE
-            place_in_panel = target + done * target_row
-            form_block(operand, scratch + _GRADIENT, place, j, count, columns, place_in_panel, target_row, 0, True)
+            write_words(operand, (form, pack, 0, dy + image * dy_image))
+            write_words(operand + 48, (y + image * y_image,))
+            write_words(operand + 72, (0, alpha, 0, IN, SIZE))
+            if is_transposed:
+                write_words(operand + 32, (dy_channel, dy_position))
+                write_words(operand + 56, (y_channel, y_position))
+                at = block + done * SIZE
+                form_block(operand, scratch + _GRADIENT, j, place, columns, count, at, pitch, 0, True)
+            else:
+                write_words(operand + 32, (dy_position, dy_channel))
+                write_words(operand + 56, (y_position, y_channel))
+                at = target + done * target_row
+                form_block(operand, scratch + _GRADIENT, place, j, count, columns, at, target_row, 0, True)
             done += count
+        if is_transposed:
+            pack_block(pack_sums, block, SIZE, pitch, terms, columns, target, target_row)
         j += width
 
 

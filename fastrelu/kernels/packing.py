@@ -19,7 +19,7 @@ from fastrelu.kernels.memory import (
     write_words,
 )
 from fastrelu.kernels.pool import in_parallel
-from fastrelu.kernels.tile import load_row, load_transposed, store_tile
+from fastrelu.kernels.tile import even_lanes, load_row, load_transposed, store_tile
 from fastrelu.kernels.vector import ELEMENTS, Vector, widened
 
 
@@ -51,6 +51,17 @@ def build(dtype: str, vector_bytes: int):
                 j += LANES
             if j < columns:
                 store(target, j, load_first((source,), j, columns - j)[0])
+            source += row_step
+            target += target_step
+
+    @register_jitable
+    def copy_every_other(source, row_step, rows, columns, target, target_step):
+        """Between two elements of a row stands one that is not wanted."""
+        for _ in range(rows):
+            for j in range(0, columns, LANES):
+                left = 2 * (columns - j) - 1
+                low, high = load_first((source,), 2 * j, left)[0], load_first((source,), 2 * j + LANES, left - LANES)[0]
+                store(target, j, even_lanes(low, high))
             source += row_step
             target += target_step
 
@@ -96,6 +107,8 @@ def build(dtype: str, vector_bytes: int):
         source, row_step, column_step, rows, columns, target, target_step = words(task, 7)
         if column_step == SIZE:
             copy_rows(source, row_step, rows, columns, target, target_step)
+        elif column_step == 2 * SIZE:
+            copy_every_other(source, row_step, rows, columns, target, target_step)
         elif row_step == SIZE and rows > 1:
             copy_transposed(source, column_step, rows, columns, target, target_step)
         else:

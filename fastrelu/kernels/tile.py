@@ -181,6 +181,16 @@ def prefetch(typing_context, address):
     return types.void(types.intp), codegen
 
 
+@intrinsic
+def even_lanes(typing_context, low, high):
+    """The lanes 0, 2, 4 ... of two vectors, one after the other."""
+
+    def codegen(context, builder, sig, args):
+        return _shuffle(builder, *args, range(0, 2 * low.lanes, 2))
+
+    return low(low, high), codegen
+
+
 def load_transposed(element: Element, lanes: int, partial: bool):
     """A primitive (address, step, last, count) that loads a square, as the tile of its rows.
 

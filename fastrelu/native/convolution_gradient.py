@@ -80,6 +80,7 @@ def weight_gradient(
     flats = [a for a in (dy, y) if a is not None]
     is_one = all(_steps(a)[1] == out_height * out_width * _steps(a)[3] for a in flats)
     plane = out_height * out_width * (images if is_one else 1)
+    addresses = loops.addresses_of_weight_gradient(formula, dtype, vector_bytes)
     routine("convolution_gradient", "build")(
         *(x.ctypes.data, *x.strides[:3], _steps(x)[3] if x_is_flat else x.strides[3], int(x_is_flat)),
         *(*_steps(dy), plane),
@@ -90,6 +91,7 @@ def weight_gradient(
         *(outputs // geometry.groups, out_height, out_width),
         *(*kernel, *geometry.stride, *geometry.padding[:2], *geometry.dilation),
         *(tiling.rows, tiling.widths[0], tiling.widths[-1], tiling.in_size, tiling.size),
-        *loops.addresses_of_weight_gradient(formula, dtype, vector_bytes),
+        *addresses[:-1],
         one.ctypes.data,
+        addresses[-1],
     )

@@ -16,26 +16,26 @@ import numpy.typing as npt
 from fastrelu.native.matrix import Tiling
 
 # Offsets in bytes into a plan. Steps are in bytes; what is 0 is not there.
-TILING = 0  # rows, lanes of the narrow and of the wide tile, lanes of a vector
-TYPE = 32  # bytes of an element, bytes of a sum
-PACK = 48  # packing of the operands' type and of the sums'
-PATCHES = 64
-TILES = 72  # the micro-kernels for panels, those that gather; whether they store results, else sums
-FINISH = 96  # what makes results from sums: either this
-DELIVER = 104  # or this, which also adds and reaches any place
-FORM = 112  # forming of dz
-SOURCE = 120  # of x or dy the steps of images, channels, rows and elements; its rows and columns; the step of groups
-SECOND = 176  # of what tells the derivative the steps of images, channels, rows, elements and groups
-OUT = 216  # of the results the steps of images, channels, rows, elements and groups; whether rows follow without gaps
-SIZES = 264  # rows of the weight and terms of a group, groups, channels of a group, images, rows and columns of results
-PHASES = 320  # of the rows how many and their list, of the columns how many and their list, strides
-LOWEST = 368  # for rows and for columns: the lowest tap, and the distance to the highest, in steps of the stride
-BAND = 400  # whether there is none; the pitches of channels, phases of rows, of columns, images and rows; bytes
-OFFSETS = 456  # of all terms, from a position of the band on
-FLAT = 464  # whether positions are those of the band, gaps included, and nothing is packed; bytes of a channel to read, or 0
-PARTS = 480  # of a part the images, rows, columns; how many an image has by rows and columns; how many parts that makes; of a
+TILING = 0  # rows, lanes of the narrow and of the wide tile, lanes of a vector, lanes of tiles of 1, 2 and 3 rows
+TYPE = 56  # bytes of an element, bytes of a sum
+PACK = 72  # packing of the operands' type and of the sums'
+PATCHES = 88
+TILES = 96  # the micro-kernels for panels, those that gather; whether they store results, else sums
+FINISH = 120  # what makes results from sums: either this
+DELIVER = 128  # or this, which also adds and reaches any place
+FORM = 136  # forming of dz
+SOURCE = 144  # of x or dy the steps of images, channels, rows and elements; its rows and columns; the step of groups
+SECOND = 200  # of what tells the derivative the steps of images, channels, rows, elements and groups
+OUT = 240  # of the results the steps of images, channels, rows, elements and groups; whether rows follow without gaps
+SIZES = 288  # rows of the weight and terms of a group, groups, channels of a group, images, rows and columns of results
+PHASES = 344  # of the rows how many and their list, of the columns how many and their list, strides
+LOWEST = 392  # for rows and for columns: the lowest tap, and the distance to the highest, in steps of the stride
+BAND = 424  # whether there is none; the pitches of channels, phases of rows, of columns, images and rows; bytes
+OFFSETS = 480  # of all terms, from a position of the band on
+FLAT = 488  # whether positions are those of the band, gaps included, and nothing is packed; bytes of a channel to read, or 0
+PARTS = 504  # of a part the images, rows, columns; how many an image has by rows and columns; how many parts that makes; of a
 # part the channels and how many that makes, the groups; how many parts in all
-_WORDS = 70
+_WORDS = 73
 
 # Multiply-adds below which a convolution stays on one thread, and those that are worth a part.
 SERIAL = 500_000
@@ -44,12 +44,14 @@ PARTS_PER_THREAD = 4
 # Panels that a part keeps, and rows of the weight, for the copies to be worth while.
 GOOD_PANELS, GOOD_TILES = 4, 8
 # Rows of the weight, and bytes of a band, that leave room for the rest in the second-level cache.
-MOST_ROWS = 768
-BAND_BYTES = 640 << 10
+MOST_ROWS = 512
+BAND_BYTES = 608 << 10
 # What it costs to pack a vector of a panel, in vectors of multiply-adds.
 PACK_COST = 6
 # Channels that stand a multiple of this apart meet in few sets of the caches.
 ALIASING = 4096
+# With a few rows of the weight, the sums of a whole part wait to be delivered.
+FEW_ROWS, SUMS_BYTES = 3, 96 << 10
 # Bytes of a row of dz, which are formed in a scratch memory.
 FORMED_BYTES = 64 << 10
 
@@ -127,14 +129,15 @@ class _Band:
         if self.channel % 1024 == 0:
             self.channel += 64  # lest channels meet in few sets of the caches
         # A copy fills whole vectors, and a panel may end behind the last position.
-        self.nbytes = job.channels * self.channel + job.tiling.widths[-1] * size + 64
+        self.nbytes = job.channels * self.channel + max(job.tiling.wide) * size + 64
 
     @staticmethod
     def _columns(job: Job, columns: int) -> int:
         """Elements of a row."""
         axis, lanes = job.columns, job.tiling.lanes
         count = columns + axis.span
-        if job.second is None and job.source[2] != job.tiling.in_size:
+        step = axis.stride * job.source[3] // job.tiling.in_size
+        if job.second is None and (step in (1, 2) or job.source[2] != job.tiling.in_size):
             return count  # rows are copied one after the other
         if columns < axis.size or axis.stride > 1:
             return count + -count % lanes
@@ -168,6 +171,9 @@ def _extent(job: Job, in_place: bool, wanted: int) -> tuple[int, int, int]:
     positions = max(ceil(job.images * plane / wanted), 1)
 
     def fits(images: int, rows: int, columns: int) -> bool:
+        sums = job.m * images * (rows + job.rows.span) * (columns + job.columns.span) * job.tiling.size
+        if job.m <= FEW_ROWS and sums > SUMS_BYTES:
+            return False
         if job.second is not None and (columns + job.columns.span) * job.tiling.size > FORMED_BYTES:
             return False
         return in_place or _Band(job, images, rows, columns).nbytes <= BAND_BYTES
@@ -269,7 +275,7 @@ def make(job: Job, addresses: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], l
     lists = [offsets, np.array(rows.phases, np.int64), np.array(columns.phases, np.int64)]
     second = job.second or (0, 0, 0, 0)
     words = [
-        *(MR, tiling.widths[0], NR, tiling.lanes, tiling.in_size, tiling.size),
+        *(MR, tiling.widths[0], NR, tiling.lanes, *tiling.wide, tiling.in_size, tiling.size),
         *addresses,
         *(*source, rows.source, columns.source, job.channels * source[1]),
         *(*second, job.channels * second[1]),

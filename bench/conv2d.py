@@ -1,0 +1,153 @@
+"""Convolutions beside their peers: ``python -m bench.conv2d`` measures the layers below, forward and backward, and writes
+conv2d.json and a table into the README. ``--shapes FILE`` measures other layers and prints.
+
+Every ratio comes from calls timed in turns in one process, the limit (multiply-adds of all cores) among them. Run it on a
+machine that does nothing else. Losses are written down like everything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from bench.table import README, ROOT, Point, geometric_mean, machine, markdown, write_readme
+from fastrelu import measure
+from fastrelu.convolution_peers import BACKWARD, FORWARD, Convolution, Maker, installed
+from fastrelu.fma import multiply_adds
+
+RESULTS = ROOT / "bench" / "conv2d.json"
+SECONDS, TURN = 0.5, 20e-3
+"""What the measurement of one layer may take unless its calls are long, and how long a turn is at least."""
+
+ONE, TWO = (1, 1), (2, 2)
+LAYERS = [
+    Convolution("LeNet-5, LeCun et al. 1998", 64, 1, 28, 28, 6, (5, 5), padding=TWO),
+    Convolution("LeNet-5, LeCun et al. 1998", 64, 6, 14, 14, 16, (5, 5)),
+    Convolution("CIFAR-10 classifier", 64, 3, 32, 32, 32, (3, 3), padding=ONE),
+    Convolution("CIFAR-10 classifier", 64, 32, 16, 16, 64, (3, 3), padding=ONE),
+    Convolution("VGG-16, Simonyan and Zisserman 2014", 1, 64, 224, 224, 64, (3, 3), padding=ONE),
+    Convolution("VGG-16, Simonyan and Zisserman 2014", 4, 256, 56, 56, 256, (3, 3), padding=ONE),
+    Convolution("ResNet-50, He et al. 2015", 8, 3, 224, 224, 64, (7, 7), TWO, (3, 3)),
+    Convolution("ResNet-50, He et al. 2015", 8, 64, 56, 56, 256, (1, 1)),
+    Convolution("ResNet-50, He et al. 2015", 8, 128, 28, 28, 128, (3, 3), padding=ONE),
+    Convolution("ResNet-50, He et al. 2015", 8, 256, 56, 56, 512, (1, 1), TWO),
+    Convolution("ResNet-50, He et al. 2015", 8, 512, 7, 7, 512, (3, 3), padding=ONE),
+    Convolution("ResNet-50, He et al. 2015", 1, 256, 14, 14, 256, (3, 3), padding=ONE),
+    Convolution("MobileNetV2, Sandler et al. 2018", 8, 96, 56, 56, 96, (3, 3), padding=ONE, groups=96),
+    Convolution("MobileNetV2, Sandler et al. 2018", 8, 144, 56, 56, 144, (3, 3), TWO, ONE, groups=144),
+    Convolution("ResNeXt-50, Xie et al. 2016", 8, 128, 56, 56, 128, (3, 3), padding=ONE, groups=32),
+    Convolution("DQN, Mnih et al. 2015", 32, 4, 84, 84, 32, (8, 8), (4, 4)),
+    Convolution("DeepLab, Chen et al. 2017", 1, 512, 28, 28, 256, (3, 3), padding=TWO, dilation=TWO),
+]
+
+Times = list[dict[str, float]]
+
+
+def read(path: Path, most_operations: float = 20e9, most_bytes: float = 1e9) -> list[Convolution]:
+    """The layers in a JSON file: under ``"conv2d"`` a list of objects with ``n c h w out_c kh kw sh sw ph pw dh dw groups``.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    most_operations, most_bytes : float
+        Larger ones are left out, and those with another padding at the end than at the beginning.
+    """
+    layers = [
+        Convolution(
+            e["name"],
+            *(e["n"], e["c"], e["h"], e["w"], e["out_c"], (e["kh"], e["kw"]), (e["sh"], e["sw"]), (e["ph"], e["pw"])),
+            *((e["dh"], e["dw"]), e["groups"]),
+        )
+        for e in json.loads(path.read_text(encoding="utf-8"))["conv2d"]
+        if e["symmetric_padding"]
+    ]
+    return [layer for layer in layers if layer.operations <= most_operations and layer.nbytes <= most_bytes]
+
+
+def describe(layer: Convolution) -> str:
+    """The layer in a few words."""
+    options = {"stride": layer.stride, "dilation": layer.dilation, "groups": (layer.groups, 1)}
+    said = "".join(f" {name} {value[0]}" for name, value in options.items() if value[0] != 1)
+    return f"{layer.n}x{layer.c}x{layer.h}x{layer.w} to {layer.outputs}, {layer.kernel[0]}x{layer.kernel[1]}{said}"
+
+
+def time(layer: Convolution, makers: Mapping[str, Maker], products: int) -> dict[str, float]:
+    """Seconds that the layer takes for each of `makers`, and those of its operations at the limit."""
+    calls = {name: makers[name](layer) for name in installed(makers)}
+    limit, operations = multiply_adds()
+    timings = measure.compare({**calls, "limit": limit}, SECONDS, turns=2, turn=TURN)
+    seconds = {name: timings[name].minimum for name in calls}
+    seconds["limit"] = timings["limit"].minimum * products * layer.operations / operations
+    gc.collect()
+    return seconds
+
+
+def time_all(layers: Sequence[Convolution], makers: Mapping[str, Maker], products: int) -> Times:
+    """Times of all layers, each printed."""
+    names = installed(makers)
+    print(f"{'us':>10} {'GFLOP/s':>8} {'of limit':>8}  {'  '.join(names[1:])}")
+    times = []
+    for layer in layers:
+        seconds = time(layer, makers, products)
+        times.append(seconds)
+        own = seconds["fastrelu"]
+        ratios = "  ".join(f"{seconds[name] / own:{len(name)}.2f}" for name in names[1:])
+        speed = products * layer.operations / own / 1e9
+        print(f"{own * 1e6:10.1f} {speed:8.1f} {seconds['limit'] / own:8.1%}  {ratios}  {describe(layer)}", flush=True)
+    return times
+
+
+def points_of(times: Times, kind: str) -> Iterator[Point]:
+    """The summary of the layers' times."""
+    peers = [name for name in times[0] if name not in ("fastrelu", "limit")]
+    if peers:
+        leads = [min(seconds[name] for name in peers) / seconds["fastrelu"] for seconds in times]
+        ahead = sum(value >= 1 for value in leads) / len(leads)
+        yield Point(f"{kind}, layers at least as fast as the fastest peer", {"": ahead}, 0.95, unit="%")
+        yield Point(f"{kind}, slowest layer: times the speed of the fastest peer", {"": min(leads)}, 0.9)
+    for name in peers:
+        mean = geometric_mean([seconds[name] / seconds["fastrelu"] for seconds in times])
+        yield Point(f"{kind}, geometric mean over the layers: times {name}'s speed", {"": mean}, 1.2)
+    share = geometric_mean([seconds["limit"] / seconds["fastrelu"] for seconds in times])
+    yield Point(f"{kind}, geometric mean over the layers: share of the multiply-add limit", {"": share}, 0.6, unit="%")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m bench.conv2d", description="Measure convolutions beside their peers.")
+    parser.add_argument("--shapes", type=Path, metavar="FILE", help="measure the layers of a JSON file and print alone")
+    parser.add_argument("--render", action="store_true", help="write the README from conv2d.json without measuring")
+    arguments = parser.parse_args()
+    layers = read(arguments.shapes) if arguments.shapes else LAYERS
+    if not arguments.render:
+        points, measured = [], {}
+        for kind, makers, products in (("forward", FORWARD, 1), ("backward", BACKWARD, 2)):
+            print(kind)
+            times = measured[kind] = time_all(layers, makers, products)
+            points += points_of(times, kind)
+        if arguments.shapes:
+            print(markdown(datetime.date.today().isoformat(), machine(), points))
+            return
+        results = {
+            "date": datetime.date.today().isoformat(),
+            "machine": machine(),
+            "points": [vars(point) for point in points],
+            "layers": [
+                {**vars(layer), **{kind: times[i] for kind, times in measured.items()}} for i, layer in enumerate(layers)
+            ],
+        }
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    table = markdown(results["date"], results["machine"], [Point(**point) for point in results["points"]])
+    print(table)
+    if not write_readme(table, "<!-- conv2d table: begin -->", "<!-- conv2d table: end -->"):
+        print(f"not written, it lacks the markers: {README}")
+
+
+if __name__ == "__main__":
+    main()
