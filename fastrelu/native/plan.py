@@ -260,7 +260,7 @@ def make(job: Job, addresses: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], l
     row_parts, column_parts = ceil(rows.size / some_rows), ceil(columns.size / some_columns)
     places = image_parts * row_parts * column_parts
     channel_parts = min(ceil(wanted / (places * job.groups)), max(job.m // (GOOD_TILES * MR), 1))
-    channel_parts = max(channel_parts, ceil(job.m / MOST_ROWS))
+    channel_parts = max(channel_parts, ceil(job.m / (MOST_ROWS // MR * MR)))
     channels = ceil(ceil(job.m / channel_parts) / MR) * MR
     channel_parts = ceil(job.m / channels)
     groups = max(job.groups * places * channel_parts // max(wanted, 1), 1)
