@@ -31,9 +31,18 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheInfo", "cache_info", "clear_cache", "warmup"]
 
-FUNCTIONS = tuple(
-    sorted({*OPERATIONS, *(layer.base for layer in LAYERS.values()), *BACKWARD, "pack"}.intersection(fastrelu.__all__))
-)
+_RANGES = ("ranges", "first_outside")
+ROUTINES = {
+    "embedding_mean": (_RANGES, ("embedding_mean", "forward", "{}")),
+    "embedding_mean_backward": (_RANGES, ("embedding_mean", "sort"), ("embedding_mean", "backward", "{}")),
+    "max_pool2d": (("max_pool2d", "forward", "{}", "values"), ("max_pool2d", "forward", "{}", "indices")),
+    "max_pool2d_backward": (_RANGES, ("max_pool2d", "backward", "{}")),
+    "softmax_cross_entropy": (_RANGES, ("softmax_cross_entropy", "build", "{}")),
+}
+"""What the functions that are no ufuncs ask `fastrelu.native.routine` for; braces stand for the type."""
+
+_BASES = {*OPERATIONS, *(layer.base for layer in LAYERS.values()), *BACKWARD, *ROUTINES, "pack"}
+FUNCTIONS = tuple(sorted(_BASES.intersection(fastrelu.__all__)))
 """Names of the public functions that kernels are compiled for."""
 
 
@@ -259,7 +268,8 @@ def _kernels(function: str, dtype: str) -> Iterator[tuple[str, Load]]:
         from fastrelu.native import loops, target
 
     width = target.vector_bytes()
-    if dtype in INTEGERS and (function not in OPERATIONS or OPERATIONS[function].arithmetic):
+    is_open = function in OPERATIONS and not OPERATIONS[function].arithmetic
+    if dtype in INTEGERS and not is_open and function != "max_pool2d":
         dtype = np.result_type(dtype, np.float16).name
     if function in OPERATIONS:
         elementwise = [OPERATIONS[function].loop(dtype, width)]
@@ -267,6 +277,13 @@ def _kernels(function: str, dtype: str) -> Iterator[tuple[str, Load]]:
             wide = "float32" if dtype in HALVES else dtype
             elementwise.append(OPERATIONS["prelu_alpha_gradient"].loop(wide, width))
         yield from ((loop.name, partial(loops.address_of, loop)) for loop in elementwise)
+        return
+    if function in ROUTINES:
+        with lock:
+            from fastrelu.native.routine import routine
+
+        kernels = [tuple(part.format(dtype) for part in kernel) for kernel in ROUTINES[function]]
+        yield from ((" ".join(kernel), partial(routine, *kernel)) for kernel in kernels)
         return
     yield f"pack {dtype}", partial(loops.weight_packing, dtype, width)
     fused = (layer.loop(dtype, width) for layer in LAYERS.values() if layer.base == function)

@@ -158,10 +158,12 @@ def embedding_mean_backward(
     ----------
     dy : array_like
         Gradient with respect to the means, (..., d).
-    ids, offsets, padding_id
-        As they were given to `embedding_mean`.
+    ids : array_like
+        As it was given to `embedding_mean`, like `offsets` and `padding_id`.
     rows : int
         How many rows the table has.
+    offsets, padding_id : optional
+        See `ids`.
     sparse : bool, optional
         Whether to return only the rows that occur among the ids.
     out : ndarray, optional

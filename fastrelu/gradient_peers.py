@@ -187,6 +187,25 @@ def _step_fastrelu(x: np.ndarray, labels: np.ndarray, parameters: Parameters, ra
     return call
 
 
+def _step_fastrelu_nn(x: np.ndarray, labels: np.ndarray, parameters: Parameters, rate: float) -> Call:
+    """With the layers, the model and the optimizer of `fastrelu.nn`, whose weights take the place of the given ones."""
+    nn, layers = fastrelu.nn, []
+    for i, (weight, b) in enumerate(parameters):
+        layer = nn.Linear(*weight.T.shape, rng=0)
+        layer.weight[...], layer.bias[...] = weight.T, b
+        parameters[i] = layer.weight.T, layer.bias
+        layers += [layer, nn.ReLU()]
+    model, optimizer = nn.Sequential(*layers[:-1]), nn.SGD(rate)
+    softmax_cross_entropy = fastrelu.softmax_cross_entropy
+
+    def call() -> None:
+        _, dy = softmax_cross_entropy(model.forward(x), labels)
+        model.backward(dy, wants_dx=False)
+        optimizer.step(model.parameters, model.gradients)
+
+    return call
+
+
 def _step_numpy(x: np.ndarray, labels: np.ndarray, parameters: Parameters, rate: float) -> Call:
     (w1, b1), (w2, b2), (w3, b3) = parameters
     y1, y2, z = (np.empty((len(x), len(b)), x.dtype) for _, b in parameters)
@@ -241,7 +260,12 @@ def _step_torch(x: np.ndarray, labels: np.ndarray, parameters: Parameters, rate:
     return call
 
 
-STEPS: dict[str, StepMaker] = {"fastrelu": _step_fastrelu, "numpy": _step_numpy, "torch": _step_torch}
+STEPS: dict[str, StepMaker] = {
+    "fastrelu": _step_fastrelu,
+    "fastrelu nn": _step_fastrelu_nn,
+    "numpy": _step_numpy,
+    "torch": _step_torch,
+}
 """A training step, bound to (x, labels, parameters, rate): forward, cross-entropy, backward, descent by the gradient times the
 rate. A call updates the parameters, which are (weight, bias) of each layer, in place.
 """

@@ -93,12 +93,12 @@ def softmax_cross_entropy(
     if place is not None and not is_direct(place, right, *(() if is_same else (flat,))):
         place = None
     gradient = np.empty(flat.shape, flat.dtype) if place is None else place
-    losses, loss_sum = np.empty(right.size), ctypes.c_double(0)
+    losses, sums, loss_sum = np.empty(right.size), np.empty(right.size), ctypes.c_double(0)
     factor = ctypes.c_double(1 / max(right.size, 1) if reduction == "mean" else 1)
     if flat.size:
         routine("softmax_cross_entropy", "build", name_of(flat.dtype))(
             flat.ctypes.data, flat.strides[0], right.ctypes.data, gradient.ctypes.data, gradient.strides[0],
-            losses.ctypes.data, ctypes.addressof(factor), ctypes.addressof(loss_sum), right.size, flat.shape[1], 0,
+            losses.ctypes.data, sums.ctypes.data, ctypes.addressof(factor), ctypes.addressof(loss_sum), *flat.shape, 0,
         )  # fmt: skip
     if out is not None and place is None:
         np.copyto(out, gradient.reshape(z.shape))

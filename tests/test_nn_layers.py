@@ -73,6 +73,16 @@ def test_embedding_is_the_mean_of_rows():
     assert not layer.weight[0].any()
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(3, 2, rng=0), nn.Sequential(nn.Flatten(), nn.Linear(3, 2, rng=0), nn.ReLU())])
+def test_dx_is_left_out_if_nobody_wants_it(layer):
+    layer.forward(normal(4, 3))
+    layer.backward(normal(4, 2))
+    expected = {name: gradient.copy() for name, gradient in layer.gradients.items()}
+    assert layer.backward(normal(4, 2), wants_dx=False) is None
+    for name, gradient in layer.gradients.items():
+        assert_array_equal(gradient, expected[name])
+
+
 def test_flatten_and_back():
     layer, x = nn.Flatten(), normal(2, 3, 4)
     assert_array_equal(layer.forward(x), x.reshape(2, 12))

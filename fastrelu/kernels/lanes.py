@@ -8,8 +8,8 @@ from numba.core import types
 from numba.extending import intrinsic, register_jitable
 
 from fastrelu.kernels import half
-from fastrelu.kernels.memory import WORD, pointer, size_of, store, store_partial
-from fastrelu.kernels.vector import ELEMENTS, Element, Vector, call_intrinsic, splat, suffix, widened
+from fastrelu.kernels.memory import WORD, load_operands, pointer, size_of, store, store_partial
+from fastrelu.kernels.vector import BOOL, ELEMENTS, Element, Vector, call_intrinsic, splat, suffix, widened
 
 INT64, FLOAT64 = ELEMENTS["int64"], ELEMENTS["float64"]
 _LANE = ir.IntType(32)
@@ -46,6 +46,27 @@ def lowest(element: Element, lanes: int):
     return make
 
 
+def _low_bits(builder, count, lanes: int):
+    """A word with so many low bits set, at most `lanes`."""
+    kept = builder.select(builder.icmp_signed("<", count, WORD(0)), WORD(0), count)
+    kept = builder.select(builder.icmp_signed("<", kept, WORD(lanes)), kept, WORD(lanes))
+    return builder.sub(builder.shl(WORD(1), kept), WORD(1))
+
+
+def first_lanes(lanes: int):
+    """A primitive that returns a mask of the first `count` of at most 32 lanes."""
+    mask = Vector(BOOL, lanes)
+
+    @intrinsic
+    def make(typing_context, count):
+        def codegen(context, builder, sig, args):
+            return builder.bitcast(builder.trunc(_low_bits(builder, args[0], lanes), ir.IntType(lanes)), mask.llvm)
+
+        return mask(types.intp), codegen
+
+    return make
+
+
 def load_between(element: Element, lanes: int):
     """A primitive (address, first, end) that loads the lanes from number `first` up to `end`; the others are -inf or the least
     integer. Nothing else is touched. float16 and bfloat16 become float32. At most 32 lanes; one lane is always loaded.
@@ -53,13 +74,7 @@ def load_between(element: Element, lanes: int):
     vector = Vector(element, lanes)
 
     def load_some(builder, place, first, end):
-        def up_to(count):
-            """A word with so many low bits set."""
-            kept = builder.select(builder.icmp_signed("<", count, WORD(0)), WORD(0), count)
-            kept = builder.select(builder.icmp_signed("<", kept, WORD(lanes)), kept, WORD(lanes))
-            return builder.sub(builder.shl(WORD(1), kept), WORD(1))
-
-        bits = builder.and_(up_to(end), builder.not_(up_to(first)))
+        bits = builder.and_(_low_bits(builder, end, lanes), builder.not_(_low_bits(builder, first, lanes)))
         mask = builder.bitcast(builder.trunc(bits, ir.IntType(lanes)), vector.mask.llvm)
         arguments = [place, _LANE(size_of(element)), mask, _lowest(builder, vector)]
         return call_intrinsic(builder, f"llvm.masked.load.{suffix(vector)}.p0", vector.llvm, arguments)
@@ -88,6 +103,17 @@ def load_between(element: Element, lanes: int):
         return widened(vector)(types.intp, types.intp, types.intp), codegen
 
     return load
+
+
+def load_whole(element: Element, lanes: int):
+    """A primitive (address) that loads all lanes; float16 and bfloat16 become float32."""
+    load = load_operands([(element, False)], lanes, True, partial=False)
+
+    @register_jitable
+    def load_lanes(address):
+        return load((address,), 0, 0)[0]
+
+    return load_lanes
 
 
 def store_lanes(lanes: int):

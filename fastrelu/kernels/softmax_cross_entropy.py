@@ -1,14 +1,25 @@
 """Softmax and cross-entropy: a row of logits to its loss and its gradient, while the row is in the cache.
 
-Three passes over a row: its largest logit; the exponentials and their sum; the gradient. Sums are float64 in `LANES` lanes on
-every processor, lane j for the logits j, j + LANES and so on, and the lanes are combined in one order: the bits of a row depend
-on nothing else.
+Three passes over a row: its largest logit; the exponentials and their sum; the gradient. A row of one vector stays in a
+register. Logarithms are taken of many rows at a time. Sums are float64 in `LANES` lanes on every processor, lane j for the
+logits j, j + LANES and so on, and the lanes are combined in one order: the bits of a row depend on nothing else.
 """
 
 from numba.extending import register_jitable
 
 from fastrelu.kernels.functions import exp, log
-from fastrelu.kernels.lanes import FLOAT64, converted, largest, load_between, lowest, spread, store_lanes, total
+from fastrelu.kernels.lanes import (
+    FLOAT64,
+    converted,
+    first_lanes,
+    largest,
+    load_between,
+    load_whole,
+    lowest,
+    spread,
+    store_lanes,
+    total,
+)
 from fastrelu.kernels.memory import (
     callback_address,
     enter_default_float_status,
@@ -22,7 +33,7 @@ from fastrelu.kernels.memory import (
 from fastrelu.kernels.parts import parts_of
 from fastrelu.kernels.pool import in_parallel
 from fastrelu.kernels.tile import load_row, zeros
-from fastrelu.kernels.vector import ELEMENTS, Vector, fma, maximum, narrow, widened
+from fastrelu.kernels.vector import ELEMENTS, Vector, fma, like, maximum, narrow, where, widened
 
 # Part of the contract, like the 256 terms of a block of a product.
 LANES = 16
@@ -34,47 +45,86 @@ def build(dtype: str, vector_bytes: int):
     """The kernel for logits of type `dtype`.
 
     Its task in words: the logits and their row step; the int64 labels; the gradients and their row step; the float64 losses of
-    the rows; the float64 factor of the gradients; where the float64 sum of the losses goes; rows, classes; last a word for
-    itself.
+    the rows, and as much memory for the sums of the exponentials; the float64 factor of the gradients; where the float64 sum of
+    the losses goes; rows, classes; last a word for itself.
     """
     element = ELEMENTS[dtype]
     wide = widened(Vector(element, 1)).element
     KEEPS, SIZE = not element.is_half, size_of(element)
+    load_all, below = load_whole(element, LANES), first_lanes(LANES)
     load, load_one, load_loss = load_between(element, LANES), load_between(element, 1), load_row(FLOAT64, LANES)
     load_double = load_row(FLOAT64, 1)
     lowest_of_all, no_sums, no_sum = lowest(element, LANES), zeros(FLOAT64, 1, LANES), zeros(FLOAT64, 1, 1)
     to_double, to_wide, rounded = converted(FLOAT64), converted(wide), narrow(element)
-    store_some = store_lanes(LANES)
+    load_doubles, store_some, store_losses = load_between(FLOAT64, LANES), store_lanes(LANES), store_lanes(LANES)
 
     @register_jitable
-    def row_loss(z, label, dz, classes, factor):
-        """The loss of a row, whose gradient is written to `dz`."""
-        top = lowest_of_all()
+    def end_row(own, greatest, power, whole, factor, place):
+        """Write the gradient of the right class, and what the loss needs."""
+        store(place[0], 0, rounded(fma(power, to_wide(factor / whole), -to_wide(factor))))
+        store(place[1], 0, to_double(greatest) - to_double(own))
+        store(place[2], 0, whole)
+
+    @register_jitable
+    def exponentials(logits, shift, count):
+        """Those of the first `count` logits, and 0. Nothing is calculated of the others, whose underflow takes long."""
+        shown, nothing = below(count), like(shift, 0)
+        return where(shown, exp(where(shown, logits - shift, nothing)), nothing)
+
+    @register_jitable
+    def short_row(z, dz, classes, factor, place):
+        """A row of one vector."""
+        logits, own = load(z, 0, classes), load_one(place[3], 0, 1)
+        # As in a long row, where a NaN is not always the largest.
+        greatest = largest(maximum(lowest_of_all(), logits))
+        powers = exponentials(logits, spread(logits, greatest), classes)
+        whole = total(no_sums()[0] + to_double(powers))
+        store_some(dz, rounded(powers * spread(logits, to_wide(factor / whole))), classes)
+        end_row(own, greatest, exp(own - greatest), whole, factor, place)
+
+    @register_jitable
+    def long_row(z, dz, classes, factor, place):
+        top, own = lowest_of_all(), load_one(place[3], 0, 1)
         for i in range(0, classes, LANES):
             top = maximum(top, load(z + i * SIZE, 0, classes - i))
         greatest = largest(top)
-        shift, own = spread(top, greatest), load_one(z + label * SIZE, 0, 1)
-        sums = no_sums()[0]
-        for i in range(0, classes, LANES):
-            power = exp(load(z + i * SIZE, 0, classes - i) - shift)
-            sums = sums + to_double(power)
+        shift, sums = spread(top, greatest), no_sums()[0]
+        last = (classes - 1) // LANES * LANES
+        for i in range(0, last, LANES):
+            powers = exp(load_all(z + i * SIZE) - shift)
+            sums = sums + to_double(powers)
             if KEEPS:
-                store_some(dz + i * SIZE, rounded(power), classes - i)
+                store(dz + i * SIZE, 0, rounded(powers))
+        powers = exponentials(load(z + last * SIZE, 0, classes - last), shift, classes - last)
+        sums = sums + to_double(powers)
+        if KEEPS:
+            store_some(dz + last * SIZE, rounded(powers), classes - last)
         whole = total(sums)
-        scale = to_wide(factor / whole)
-        scales = spread(top, scale)
-        for i in range(0, classes, LANES):
-            kept = load(dz + i * SIZE, 0, classes - i) if KEEPS else exp(load(z + i * SIZE, 0, classes - i) - shift)
-            store_some(dz + i * SIZE, rounded(kept * scales), classes - i)
-        store(dz + label * SIZE, 0, rounded(fma(exp(own - greatest), scale, -to_wide(factor))))
-        return (to_double(greatest) - to_double(own)) + log(whole)
+        scale = spread(top, to_wide(factor / whole))
+        for i in range(0, last, LANES):
+            kept = load_all(dz + i * SIZE) if KEEPS else exp(load_all(z + i * SIZE) - shift)
+            store(dz + i * SIZE, 0, rounded(kept * scale))
+        store_some(dz + last * SIZE, rounded(powers * scale), classes - last)
+        end_row(own, greatest, exp(own - greatest), whole, factor, place)
+
+    @register_jitable
+    def end_losses(losses, sums, count):
+        """Add the logarithms of the sums."""
+        for i in range(0, count, LANES):
+            logarithms = log(load_doubles(sums + 8 * i, 0, count - i))
+            store_losses(losses + 8 * i, load_doubles(losses + 8 * i, 0, count - i) + logarithms, count - i)
 
     def part(task, number):
-        z, z_row, labels, dz, dz_row, losses, factor, _, rows, classes, parts = words(task, 11)
-        for row in range(number * rows // parts, (number + 1) * rows // parts):
-            label = read_word(labels + 8 * row)
-            loss = row_loss(z + row * z_row, label, dz + row * dz_row, classes, load_double(factor))
-            store(losses, row, loss)
+        z, z_row, labels, dz, dz_row, losses, sums, factor, _, rows, classes, parts = words(task, 12)
+        first, end = number * rows // parts, (number + 1) * rows // parts
+        for row in range(first, end):
+            source, target, right = z + row * z_row, dz + row * dz_row, read_word(labels + 8 * row) * SIZE
+            place = (target + right, losses + 8 * row, sums + 8 * row, source + right)
+            if classes <= LANES:
+                short_row(source, target, classes, load_double(factor), place)
+            else:
+                long_row(source, target, classes, load_double(factor), place)
+        end_losses(losses + 8 * first, sums + 8 * first, end - first)
 
     part_address = callback_address(part, 2)
 
@@ -91,9 +141,9 @@ def build(dtype: str, vector_bytes: int):
         return total(sums) + rest
 
     def kernel(task):
-        losses, _, result, rows, classes = words(task + 40, 5)
+        losses, _, _, result, rows, classes = words(task + 40, 6)
         parts = parts_of(rows, rows * (classes + LANES), GRAIN)
-        write_word(task + 80, parts)
+        write_word(task + 88, parts)
         status = enter_default_float_status()
         in_parallel(part_address(), task, parts)
         store(result, 0, sum_of(losses, rows))

@@ -74,17 +74,19 @@ class Layer:
         """
         return self._forward(x)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Any, *, wants_dx: bool = True) -> Any:
         """Gradient with respect to the last input; those of the parameters are put into ``gradients``.
 
         Parameters
         ----------
         dy : array_like
             Gradient with respect to the output, of its shape.
+        wants_dx : bool, optional
+            Whether dx is needed: the first layer of a network can do without, and so can a network whose inputs are data.
 
         Returns
         -------
-        dx : ndarray
+        dx : ndarray or None
             Of the shape of the input.
 
         Raises
@@ -94,7 +96,7 @@ class Layer:
         TypeError, ValueError
             If `dy` does not fit the output.
         """
-        return self._backward(dy)
+        return self._backward(dy, wants_dx)
 
     def __call__(self, x: Any) -> Any:
         return self.forward(x)

@@ -1,0 +1,190 @@
+"""Pooling, embeddings and the loss beside PyTorch: ``python -m bench.network`` measures them and writes network.json and a
+table into the README.
+
+Every ratio comes from calls timed in turns in one process, with as many threads for one as for the other. Run it on a machine
+that does nothing else. Losses are written down like everything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+import fastrelu
+from bench.table import ROOT, Point, machine, markdown, write_readme
+from fastrelu import measure
+from fastrelu.peers import available
+
+RESULTS = ROOT / "bench" / "network.json"
+# Of one case; systems that wake a thread on a busy processor move it to another within a turn.
+SECONDS, TURN = 0.5, 20e-3
+
+Calls = dict[str, measure.Call]
+
+# Images, window, step and padding: LeNet on a batch, VGG 16, ResNet 50, GoogLeNet.
+POOLING = [
+    ((64, 6, 28, 28), 2, 2, 0),
+    ((8, 64, 224, 224), 2, 2, 0),
+    ((8, 64, 112, 112), 3, 2, 1),
+    ((8, 192, 28, 28), 3, 1, 1),
+]
+# Rows and columns of the table, bags, ids in a bag: words of texts, items of users, tokens of long texts.
+EMBEDDINGS = [(20_000, 64, 64, 30), (100_000, 128, 512, 50), (1_000_000, 64, 2048, 32)]
+# Rows and classes: MNIST, CIFAR-100, ImageNet, a language model.
+LOSSES = [(64, 10), (1024, 100), (256, 1000), (64, 50_257)]
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def _with_grad(torch: Any, forward: Callable[[Any], Any], x: np.ndarray, dy: Any = None) -> measure.Call:
+    """Both passes by autograd."""
+    operand = torch.from_numpy(x.copy()).requires_grad_()
+
+    def call() -> Any:
+        operand.grad = None
+        forward(operand).backward(dy)
+        return operand.grad
+
+    return call
+
+
+def max_pool2d(shape: tuple[int, ...], window: int, step: int, padding: int) -> Calls:
+    x = normal(*shape)
+    calls: Calls = {"fastrelu": lambda: fastrelu.max_pool2d(x, window, step, padding)}
+    if available("torch"):
+        import torch
+
+        of_torch = torch.from_numpy(x)
+        calls["torch"] = lambda: torch.nn.functional.max_pool2d(of_torch, window, step, padding)
+    return calls
+
+
+def max_pool2d_backward(shape: tuple[int, ...], window: int, step: int, padding: int) -> Calls:
+    """With the forward pass, which finds the places."""
+    x = normal(*shape)
+    dy = normal(*fastrelu.max_pool2d(x, window, step, padding).shape)
+
+    def both() -> Any:
+        indices = fastrelu.max_pool2d(x, window, step, padding, return_indices=True)[1]
+        return fastrelu.max_pool2d_backward(dy, indices, shape)
+
+    calls: Calls = {"fastrelu": both}
+    if available("torch"):
+        import torch
+
+        pool = torch.nn.functional.max_pool2d
+        calls["torch"] = _with_grad(torch, lambda x: pool(x, window, step, padding), x, torch.from_numpy(dy))
+    return calls
+
+
+def embedding_mean(rows: int, d: int, bags: int, length: int) -> Calls:
+    table, ids = normal(rows, d), np.random.default_rng(1).integers(0, rows, (bags, length))
+    calls: Calls = {"fastrelu": lambda: fastrelu.embedding_mean(ids, table)}
+    if available("torch"):
+        import torch
+
+        of_torch = torch.from_numpy(ids), torch.from_numpy(table)
+        calls["torch"] = lambda: torch.nn.functional.embedding_bag(*of_torch, mode="mean")
+    return calls
+
+
+def embedding_mean_backward(rows: int, d: int, bags: int, length: int) -> Calls:
+    """With the forward pass; the gradient of the whole table."""
+    table, ids, dy = normal(rows, d), np.random.default_rng(1).integers(0, rows, (bags, length)), normal(bags, d)
+
+    def both() -> Any:
+        fastrelu.embedding_mean(ids, table)
+        return fastrelu.embedding_mean_backward(dy, ids, rows)
+
+    calls: Calls = {"fastrelu": both}
+    if available("torch"):
+        import torch
+
+        of_torch, bag = torch.from_numpy(ids), torch.nn.functional.embedding_bag
+        calls["torch"] = _with_grad(torch, lambda table: bag(of_torch, table, mode="mean"), table, torch.from_numpy(dy))
+    return calls
+
+
+def softmax_cross_entropy(rows: int, classes: int) -> Calls:
+    """The loss and its gradient."""
+    logits, labels = normal(rows, classes), np.random.default_rng(1).integers(0, classes, rows)
+    calls: Calls = {"fastrelu": lambda: fastrelu.softmax_cross_entropy(logits, labels)}
+    if available("torch"):
+        import torch
+
+        of_torch = torch.from_numpy(labels)
+        calls["torch"] = _with_grad(torch, lambda z: torch.nn.functional.cross_entropy(z, of_torch), logits)
+    return calls
+
+
+CASES: dict[str, tuple[Callable[..., Calls], list[Any]]] = {
+    "max_pool2d": (max_pool2d, POOLING),
+    "max_pool2d_backward": (max_pool2d_backward, POOLING),
+    "embedding_mean": (embedding_mean, EMBEDDINGS),
+    "embedding_mean_backward": (embedding_mean_backward, EMBEDDINGS),
+    "softmax_cross_entropy": (softmax_cross_entropy, LOSSES),
+}
+TITLES = {
+    "max_pool2d": "max_pool2d(x, window, step, padding)",
+    "max_pool2d_backward": "the same with indices, and max_pool2d_backward",
+    "embedding_mean": "embedding_mean(ids, table), rows x d, bags x ids",
+    "embedding_mean_backward": "the same, and embedding_mean_backward",
+    "softmax_cross_entropy": "softmax_cross_entropy(logits, labels), rows x classes",
+}
+
+
+def named(case: tuple[Any, ...]) -> str:
+    """What a case is called in the table."""
+    if isinstance(case[0], tuple):
+        return f"{' x '.join(map(str, case[0]))}, {' '.join(map(str, case[1:]))}"
+    pairs = [f"{a} x {b}" for a, b in zip(case[::2], case[1::2], strict=True)]
+    return ", ".join(pairs)
+
+
+def points() -> Iterator[Point]:
+    """The rows of the table, each printed by who asks for it."""
+    for name, (maker, cases) in CASES.items():
+        times = {}
+        for case in cases:
+            timings = measure.compare(maker(*case), SECONDS, turn=TURN)
+            times[named(case)] = {library: timing.minimum for library, timing in timings.items()}
+            gc.collect()
+        ratios = {case: seconds.get("torch", math.nan) / seconds["fastrelu"] for case, seconds in times.items()}
+        yield Point(f"{TITLES[name]}: times torch's speed", ratios, 1.0, details=times)
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m bench.network", description="Measure what networks need besides layers.")
+    parser.add_argument("--print", action="store_true", help="write nothing")
+    parser.add_argument("--render", action="store_true", help="write the README from network.json without measuring")
+    arguments = parser.parse_args()
+    if available("torch"):
+        import torch
+
+        torch.set_num_threads(fastrelu.get_num_threads())
+    if not arguments.render:
+        measured = [asdict(point) for point in points()]
+        results = {"date": datetime.date.today().isoformat(), "machine": machine(), "points": measured}
+        if not arguments.print:
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    else:
+        results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    table = markdown(results["date"], results["machine"], [Point(**point) for point in results["points"]])
+    print(table)
+    if not arguments.print:
+        write_readme(table, "<!-- network table: begin -->", "<!-- network table: end -->")
+
+
+if __name__ == "__main__":
+    main()
