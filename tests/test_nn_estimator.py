@@ -86,4 +86,4 @@ try:
 except ImportError as error:
     print(error)
 """
-    assert run(code) == "MLPClassifier needs scikit-learn: pip install scikit-learn\n"
+    assert run(code) == "MLPClassifier needs scikit-learn: pip install fastrelu[sklearn]\n"

@@ -186,6 +186,26 @@ def test_layer_of_a_user():
     assert list(model.parameters) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
+class Halved(nn.Linear):
+    """A layer of ours with another forward pass."""
+
+    def forward(self, x):
+        return super().forward(x) / 2
+
+    def backward(self, dy, **options):
+        return super().backward(dy / 2, **options)
+
+
+def test_layer_of_a_user_that_is_derived_from_ours():
+    layer = Halved(3, 2, rng=0, dtype="float64")
+    x, dy = normal(4, 3), normal(4, 2)
+    y = fastrelu.relu(layer.forward(x))
+    dx = layer.backward(fastrelu.relu_backward(dy, y))
+    model = nn.Sequential(layer, nn.ReLU())
+    assert_array_equal(model.forward(x), y)
+    assert_array_equal(model.backward(dy), dx)
+
+
 def test_copy_is_another_model():
     model, x = nn.Sequential(*layers("nested")), normal(2, 2, 6, 6)
     other = copy.deepcopy(model)

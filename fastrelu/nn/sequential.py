@@ -18,7 +18,8 @@ class _Stage:
 
     def __init__(self, layer: Any, activation: Activation | None = None):
         self.layer, self.activation = layer, activation
-        self.is_own = isinstance(layer, Layer | Activation)
+        self.is_own = _is_own(layer)
+        self.fuses = self.is_own and getattr(layer, "fuses", False)
         # Its output is new memory, and not a part of its input or of something that only the layer knows.
         self.makes = self.is_own and not isinstance(layer, Flatten) and not getattr(layer, "inplace", False)
         self.release()
@@ -117,7 +118,7 @@ class Sequential(Layer):
         self._stages: list[_Stage] = []
         for layer in layers:
             last = self._stages[-1] if self._stages else None
-            if last is not None and last.activation is None and getattr(last.layer, "fuses", False) and _can_be_fused(layer):
+            if last is not None and last.fuses and last.activation is None and _can_be_fused(layer):
                 last.activation = layer
             else:
                 self._stages.append(_Stage(layer))
@@ -229,6 +230,12 @@ class Sequential(Layer):
 
 
 _NOTHING: dict[str, np.ndarray] = {}
+
+
+def _is_own(layer: Any) -> bool:
+    """Whether it is a layer of ours with both methods as they are; a class derived from it may have others."""
+    methods = [getattr(type(layer), name, None) for name in ("forward", "backward")]
+    return any(methods == [base.forward, base.backward] for base in (Layer, Activation))
 
 
 def _can_be_fused(layer: Any) -> bool:
