@@ -5,7 +5,7 @@
 >>> fastrelu.relu(np.array([-1.0, 2.0]))
 array([0., 2.])
 
-`fastrelu.nn` has layers that remember what their backward pass needs, `fastrelu.ufuncs` the bare ufuncs.
+`fastrelu.nn` has layers, models and their training, `fastrelu.ufuncs` the bare ufuncs.
 Importing the package imports nothing else, not even NumPy; the first call of a function compiles it or loads it from the cache.
 """
 

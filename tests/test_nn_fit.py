@@ -12,6 +12,7 @@ import fastrelu
 from fastrelu import nn
 from fastrelu.nn import training
 from fastrelu.nn.losses import LOSSES
+from tests.subprocesses import call
 
 
 def normal(*shape, seed=0, dtype=np.float32):
@@ -220,6 +221,30 @@ def test_interrupt_leaves_what_is_complete():
     expected = nn.fit(other, x, y, 2, 32, optimizer=nn.SGD(0.1), validation=(x, y), rng=0, progress=False)
     assert model.history == expected
     assert nn.fit(model, x, y, 1, progress=False).epochs == 1  # and it can go on
+
+
+def interrupt_a_training():
+    import os
+    import signal
+    import threading
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    x, y = data(500)
+    model = network(8, 64, 3)
+    nn.fit(model, x, y, 1, rng=0, progress=False)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        nn.fit(model, x, y, 10**6, rng=0, validation=(x, y), progress=False)
+    except KeyboardInterrupt:
+        epochs = model.history.epochs
+        assert epochs > 1
+        assert all(len(values) >= epochs for values in vars(model.history).values())
+        assert nn.fit(model, x, y, 2, rng=0, progress=False).accuracy[-1] > 0.9
+        print("interrupted")
+
+
+def test_ctrl_c():
+    assert call(interrupt_a_training) == "interrupted\n"
 
 
 def test_no_epochs():

@@ -152,7 +152,7 @@ def fit(
                 entries = _epoch(model, _batches(x, y, order, batch_size), optimizer, objective, bar)
                 if held_out is not None:
                     entries |= _validate(model, *held_out, objective)
-                for name, value in entries.items():
+                for name, value in reversed(entries.items()):  # the loss last, which counts as a complete epoch
                     getattr(history, name).append(value)
                 if bar is not None:
                     bar.set_postfix(entries)
