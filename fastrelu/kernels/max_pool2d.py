@@ -34,6 +34,7 @@ from fastrelu.kernels.vector import ELEMENTS, Vector, is_minus, narrow, where, w
 
 # Elements of windows below which a part is not worth handing to another thread.
 GRAIN = 1 << 15
+# How the lanes run: along a window's rows, across windows, over channels together, not at all.
 ALONG, ACROSS, TOGETHER, ONE_BY_ONE = range(4)
 # What the reduction of a vector takes, in steps of its reading.
 REDUCTION = 5
@@ -230,7 +231,7 @@ def backward(dtype: str, vector_bytes: int):
     """The kernel for gradients of type `dtype`; those of float16 and bfloat16 are added up as float32.
 
     Its task in words: dy and the indices, each with its steps along n, c, h and w; dx with its steps along n and c and
-    from one element of a plane to the next; n, c; elements of a plane; rows and columns of dy; last two words for itself.
+    from one element of a plane to the next; n, c; elements of a plane; rows and columns of dy; last four words for itself.
     """
     element = ELEMENTS[dtype]
     wide = widened(Vector(element, 1)).element
