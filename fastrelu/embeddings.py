@@ -55,7 +55,7 @@ def _bags(base: str, ids: ndarray, offsets: Any) -> tuple[tuple[int, ...], int, 
 
 
 def _padding(base: str, padding_id: Any) -> int | None:
-    return None if padding_id is None else whole_number(base, "padding_id", padding_id)
+    return None if padding_id is None else whole_number(base, "padding_id", padding_id, -(2**63), 2**63 - 1)
 
 
 def embedding_mean(
@@ -78,7 +78,7 @@ def embedding_mean(
     offsets : array_like, optional
         Where each bag begins in `ids`: ascending, and 0 first. The last one ends with the ids.
     padding_id : int, optional
-        An id that does not count, any integer. It need not have a row.
+        An id that does not count, any integer of 64 bits with a sign. It need not have a row.
     out : ndarray, optional
         Where to put the result.
 
@@ -127,7 +127,7 @@ def embedding_mean(
     y = out if is_place and out is not None else np.empty(shape, rows.dtype)
     if y.size:
         # -1 is no row; where nothing is left out, no id is -1 either.
-        skipped = -1 if padding is None else _as_word(padding)
+        skipped = -1 if padding is None else padding
         routine("embedding_mean", "forward", name_of(rows.dtype))(
             found.ctypes.data, found.size, 0 if ends is None else ends.ctypes.data, length, rows.ctypes.data, rows.strides[0],
             y.ctypes.data, y.itemsize * shape[-1], y.size // shape[-1], shape[-1], skipped, 0,
@@ -135,11 +135,6 @@ def embedding_mean(
     if out is not None and y is not out:
         np.copyto(out, y)
     return y if out is None else out
-
-
-def _as_word(number: int) -> int:
-    """The number, or one that no id is if it has more than 64 bits."""
-    return number if -(2**63) <= number < 2**63 else -1
 
 
 def embedding_mean_backward(
@@ -200,9 +195,7 @@ def embedding_mean_backward(
     base = "embedding_mean_backward"
     gradients = float_array(base, "dy", dy)
     numbers = integer_array(base, "ids", ids)
-    count = whole_number(base, "rows", rows)
-    if count < 0:
-        raise ValueError(f"{base}: rows must not be negative, not {count}")
+    count = whole_number(base, "rows", rows, 0, 2**63 - 1)
     lead, length, ends = _bags(base, numbers, offsets)
     padding = _padding(base, padding_id)
     if gradients.ndim != len(lead) + 1 or gradients.shape[:-1] != lead:

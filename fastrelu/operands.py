@@ -118,27 +118,26 @@ def _first_outside(words: ndarray, limit: int, exempt: int | None) -> int:
     return found.value
 
 
-def whole_number(base: str, name: str, value: Any) -> int:
-    """An argument that must be an integer."""
+def whole_number(base: str, name: str, value: Any, least: int, most: int) -> int:
+    """An argument that must be an integer from `least` to `most`."""
     try:
-        if not isinstance(value, bool | np.bool_):
-            return operator.index(value)
+        number = None if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:
-        pass
-    raise TypeError(f"{base}: {name} must be an integer, not {type(value).__name__}")
+        number = None
+    if number is None:
+        raise TypeError(f"{base}: {name} must be an integer, not {type(value).__name__}")
+    if not least <= number <= most:
+        raise ValueError(f"{base}: {name} must be {least} to {most}, not {number}")
+    return number
 
 
 def pair(base: str, name: str, value: Any, least: int) -> tuple[int, int]:
     """An integer for rows and columns, or one for each."""
-    if isinstance(value, tuple | list | ndarray) and np.ndim(value) == 1:
-        if len(value) != 2:
-            raise ValueError(f"{base}: {name} must be one integer or two, not {len(value)}")
-        numbers = tuple(whole_number(base, name, v) for v in value)
-    else:
-        numbers = (whole_number(base, name, value),) * 2
-    if min(numbers) < least:
-        raise ValueError(f"{base}: {name} must be at least {least}, not {value}")
-    return numbers[0], numbers[1]
+    numbers = tuple(value) if isinstance(value, tuple | list | ndarray) and np.ndim(value) == 1 else (value, value)
+    if len(numbers) != 2:
+        raise ValueError(f"{base}: {name} must be one integer or two, not {len(numbers)}")
+    first, second = (whole_number(base, name, number, least, 2**31 - 1) for number in numbers)
+    return first, second
 
 
 def check_output(base: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str = "out") -> None:

@@ -49,14 +49,14 @@ def _results(size: int, window: int, step: int, padding: int, dilation: int, cei
 
 
 def _is_all_padding(size: int, window: int, step: int, padding: int, dilation: int, count: int) -> bool:
-    """Whether a window holds nothing of the input, which only gaps in it can cause."""
+    """Whether a window holds nothing of the input, which lies in a gap of it."""
     starts = range(-padding, min(0, count * step - padding), step)
-    return any(start % dilation >= size or start + (window - 1) * dilation < 0 for start in starts)
+    return dilation > size and any(start % dilation >= size for start in starts)
 
 
 def _size(base: str, name: str, value: Any, least: int) -> Pair:
     """An argument for rows and columns."""
-    return (value, value) if type(value) is int and value >= least else pair(base, name, value, least)
+    return (value, value) if type(value) is int and least <= value < 2**31 else pair(base, name, value, least)
 
 
 @lru_cache(1024)
@@ -283,9 +283,7 @@ def _plane(base: str, shape: Any, lead: tuple[int, ...]) -> Pair:
     """Rows and columns of x from what the caller gives as its shape."""
     if not isinstance(shape, tuple | list) or len(shape) not in (2, len(lead) + 2):
         raise ValueError(f"{base}: shape must be the rows and columns of x, or its whole shape, not {shape}")
-    numbers = tuple(whole_number(base, "shape", size) for size in shape)
+    numbers = tuple(whole_number(base, "shape", size, 0, 2**63 - 1) for size in shape)
     if len(numbers) > 2 and numbers[:-2] != lead:
         raise ValueError(f"{base}: shape must begin with {lead} as the shape of dy does, not {numbers[:-2]}")
-    if min(numbers) < 0:
-        raise ValueError(f"{base}: shape must not be negative, not {numbers}")
     return numbers[-2], numbers[-1]

@@ -323,6 +323,36 @@ def test_warmup_knows_every_function_with_kernels():
     assert set(FUNCTIONS) == set(fastrelu.__all__) - others - threads
 
 
+USES_OF_ROUTINES = """
+import numpy as np
+import fastrelu
+from fastrelu.cache import ROUTINES
+fastrelu.warmup([{function!r}], "float16")
+before = fastrelu.cache_info()
+x, y = np.ones((1, 1, 4, 4), np.float16), np.ones((1, 1, 2, 2), np.float16)
+ids, table = np.zeros((4, 2), int), np.ones((3000, 4), np.float16)
+uses = {{
+    "embedding_mean": lambda: fastrelu.embedding_mean(ids, table),
+    "embedding_mean_backward": lambda: fastrelu.embedding_mean_backward(table[:4], ids, 3000, sparse=True),
+    "max_pool2d": lambda: [fastrelu.max_pool2d(x, 2, return_indices=both) for both in (False, True)],
+    "max_pool2d_backward": lambda: fastrelu.max_pool2d_backward(y, y.astype(int), (4, 4)),
+    "softmax_cross_entropy": lambda: fastrelu.softmax_cross_entropy(table[:4], ids[:, 0]),
+}}
+assert uses.keys() <= ROUTINES.keys()
+uses[{function!r}]()
+after = fastrelu.cache_info()
+assert (after.loaded, after.compiled) == (before.loaded, before.compiled)
+"""
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["embedding_mean", "embedding_mean_backward", "max_pool2d", "max_pool2d_backward", "softmax_cross_entropy"],
+)
+def test_warmup_of_functions_that_are_no_ufuncs(function):
+    run(USES_OF_ROUTINES.format(function=function))
+
+
 # The progress bar.
 
 

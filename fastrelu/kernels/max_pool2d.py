@@ -34,6 +34,7 @@ from fastrelu.kernels.vector import ELEMENTS, Vector, is_minus, narrow, where, w
 
 # Elements of windows below which a part is not worth handing to another thread.
 GRAIN = 1 << 15
+# How the lanes run: along a window's rows, across windows, over channels together, not at all.
 ALONG, ACROSS, TOGETHER, ONE_BY_ONE = range(4)
 # What the reduction of a vector takes, in steps of its reading.
 REDUCTION = 5
@@ -65,21 +66,24 @@ def _across(element, LANES: int, STEP: int, INDICES: bool):
         for j in range(0, count, LANES):
             left = j * STEP - padding
             best, index = lowest_of_all(), columns(left)
+            taps = window[1]
             if left < 0:
-                for _ in range(window[1]):
+                for _ in range(_inside(left, dilation[1], taps, w)[0]):
                     index = where(is_minus(index), plus(index, dilation[1]), index)
+            if left + (taps - 1) * dilation[1] >= w:  # no lane sees columns so far to the right
+                taps = larger(0, smaller(taps, (w - left + dilation[1] - 1) // dilation[1]))
             index = plus(index, first_row * w)
             for a in range(height):
                 row = first_row + a * dilation[0]
                 b = 0
-                while b < window[1]:
+                while b < taps:
                     column = left + b * dilation[1]
                     block = load(x + row * x_row + column * SIZE, -column, w - column)
                     value = even(block)
                     better = beats(value, best)
                     best, index = where(better, value, best), where(better, columns(row * w + column), index)
                     b += 1
-                    if STEP == 2 and dilation[1] == 1 and b < window[1]:
+                    if STEP == 2 and dilation[1] == 1 and b < taps:
                         value = odd(block)
                         better = beats(value, best)
                         best, index = where(better, value, best), where(better, columns(row * w + column + 1), index)
@@ -227,7 +231,7 @@ def backward(dtype: str, vector_bytes: int):
     """The kernel for gradients of type `dtype`; those of float16 and bfloat16 are added up as float32.
 
     Its task in words: dy and the indices, each with its steps along n, c, h and w; dx with its steps along n and c and
-    from one element of a plane to the next; n, c; elements of a plane; rows and columns of dy; last two words for itself.
+    from one element of a plane to the next; n, c; elements of a plane; rows and columns of dy; last four words for itself.
     """
     element = ELEMENTS[dtype]
     wide = widened(Vector(element, 1)).element
