@@ -48,7 +48,7 @@ from fastrelu.kernels.problem import (
     X,
     Y,
 )
-from fastrelu.kernels.scratch import return_scratch, take_scratch
+from fastrelu.kernels.scratch import PAGE, return_scratch, take_scratch
 from fastrelu.kernels.thin import MAX_ROWS
 from fastrelu.operations import KC
 
@@ -72,7 +72,9 @@ _TOTAL = _X + COPY_BYTES // 4 * (4 * KC + GAP)
 _START = _TOTAL + COPY_BYTES // 4 * COPY_GROUP * PANEL_BYTES
 _ALPHA = _START + MC * PANEL_BYTES
 _GRADIENT = _ALPHA + STRIP_BYTES
-SCRATCH = _GRADIENT + GRADIENT_SCRATCH
+# As much as a large page has room for: convolutions need more than products.
+SCRATCH = PAGE - 64
+assert SCRATCH >= _GRADIENT + GRADIENT_SCRATCH
 _CHAIN = _X  # a strip's, where no rows of x are packed
 
 # Bytes of a list of what will be needed next: of w, dy, y and x up to 32 pieces, of three words, of each row.

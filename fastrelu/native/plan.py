@@ -43,9 +43,9 @@ GRAIN = 1_000_000
 PARTS_PER_THREAD = 4
 # Panels that a part keeps, and rows of the weight, for the copies to be worth while.
 GOOD_PANELS, GOOD_TILES = 4, 8
-# Rows of the weight, and bytes of a band, that leave room for the rest in the second-level cache.
+# Rows of the weight, and bytes of a band, that leave room for the rest in a thread's scratch memory.
 MOST_ROWS = 512
-BAND_BYTES = 608 << 10
+BAND_BYTES = 1280 << 10
 # What it costs to pack a vector of a panel, in vectors of multiply-adds.
 PACK_COST = 6
 # Channels that stand a multiple of this apart meet in few sets of the caches.
@@ -164,6 +164,20 @@ def _is_in_place(job: Job) -> bool:
     return has_sums_type and job.second is None and job.columns.stride == 1 and job.rows.is_inside and job.columns.is_inside
 
 
+def _lanes(positions: int, tiling: Tiling) -> int:
+    """Lanes of the panels of so many positions."""
+    narrow, wide = tiling.widths[0], tiling.widths[-1]
+    whole, rest = divmod(positions, wide)
+    return whole * wide + (wide if 2 * rest > wide else rest + -rest % narrow)
+
+
+def _all_lanes(job: Job, images: int) -> int:
+    """Lanes of the panels of all parts, if these have so many images."""
+    whole, rest = divmod(job.images, images)
+    plane = job.rows.size * job.columns.size
+    return whole * _lanes(images * plane, job.tiling) + _lanes(rest * plane, job.tiling)
+
+
 def _extent(job: Job, in_place: bool, wanted: int) -> tuple[int, int, int]:
     """Images, rows and columns of a part, if `wanted` parts are wanted."""
     rows, columns = job.rows.size, job.columns.size
@@ -192,17 +206,11 @@ def _extent(job: Job, in_place: bool, wanted: int) -> tuple[int, int, int]:
         return low
 
     if positions >= plane and fits(1, rows, columns):
-        return _even(job.images, most(min(job.images, positions // plane), (1, rows, columns), 0)), rows, columns
+        limit = most(min(job.images, positions // plane), (1, rows, columns), 0)
+        return min(range(limit, max(limit - 64, 0), -1), key=lambda n: _all_lanes(job, n)), rows, columns
     if fits(1, 1, columns) and (positions >= columns or rows > 1):
         return 1, _even(rows, most(max(min(rows, positions // columns), 1), (1, 1, columns), 1)), columns
     return 1, 1, _even(columns, most(max(min(columns, positions), 1), (1, 1, 1), 2))
-
-
-def _lanes(positions: int, tiling: Tiling) -> int:
-    """Lanes of the panels of so many positions."""
-    narrow, wide = tiling.widths[0], tiling.widths[-1]
-    whole, rest = divmod(positions, wide)
-    return whole * wide + (wide if 2 * rest > wide else rest + -rest % narrow)
 
 
 def _is_flat(job: Job, in_place: bool, band: _Band, extent: tuple[int, int, int]) -> bool:
@@ -252,7 +260,7 @@ def make(job: Job, addresses: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], l
     row_parts, column_parts = ceil(rows.size / some_rows), ceil(columns.size / some_columns)
     places = image_parts * row_parts * column_parts
     channel_parts = min(ceil(wanted / (places * job.groups)), max(job.m // (GOOD_TILES * MR), 1))
-    channel_parts = max(channel_parts, ceil(job.m / MOST_ROWS))
+    channel_parts = max(channel_parts, ceil(job.m / (MOST_ROWS // MR * MR)))
     channels = ceil(ceil(job.m / channel_parts) / MR) * MR
     channel_parts = ceil(job.m / channels)
     groups = max(job.groups * places * channel_parts // max(wanted, 1), 1)
