@@ -81,6 +81,23 @@ def test_depthwise(multiplier):
     check(Case((2, 20, 7, 18), 20 * multiplier, (3, 3), (2, 2), (1, 1), groups=20))
 
 
+@pytest.mark.parametrize("channels", [2, 15, 16, 17, 64, 65, 130, 300])
+def test_depthwise_remainders_of_channels(channels):
+    check(Case((2, channels, 5, 6), channels, (3, 2), (1, 1), (1, 1), groups=channels))
+
+
+@pytest.mark.parametrize("dtype", ["float64", *HALVES], ids=str)
+def test_depthwise_types(dtype):
+    check(Case((2, 20, 7, 18), 20, (3, 3), (1, 1), (1, 1), groups=20), dtype=dtype)
+
+
+def test_depthwise_bands_of_many_sizes():
+    # Too large for as many channels as a tile is wide, then for a thread's memory at all.
+    check(Case((1, 70, 9, 120), 70, (5, 3), (1, 1), (1, 1), groups=70))
+    check(Case((1, 18, 60, 300), 18, (3, 15), (1, 1), (1, 1), (20, 10), groups=18))
+    check(Case((1, 2, 2100, 62), 2, (2, 2), (1, 1), (0, 0), (2095, 1), groups=2))
+
+
 @pytest.mark.parametrize("size", [1, 2, 15, 16, 17, 63, 64, 65, 255, 256, 257, 600])
 def test_remainders_of_positions(size):
     for kernel in ((1, 1), (1, 3)):
@@ -184,7 +201,9 @@ def test_threads(threads):
         Case((9, 16, 14, 15), 40, (3, 3), (1, 1), (1, 1)),  # blocks of positions are shared out
         Case((2, 64, 20, 20), 33, (1, 1)),
         Case((1, 60, 14, 14), 300, (3, 3)),  # rows and columns of dw are
+        Case((1, 1, 140, 140), 4, (3, 3)),  # more blocks than wait to be added
         Case((40, 2, 9, 40), 6, (3, 3), groups=2),
+        Case((5, 40, 15, 16), 40, (3, 3), groups=40),
     )
     with fastrelu.num_threads(threads):
         for case in cases:

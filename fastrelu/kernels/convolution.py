@@ -82,6 +82,19 @@ def _panel_width(columns, narrow, wide):
 
 
 @register_jitable
+def _split(source, column, run, lanes, size, pieces, piece):
+    """List the pieces of a run of neighbouring positions, vector by vector of the panel; returns how many there are now."""
+    while run > 0:
+        shown = smaller(run, lanes - column % lanes)
+        write_words(pieces + PIECE * piece, (source, column, shown))
+        piece += 1
+        source += shown * size
+        column += shown
+        run -= shown
+    return piece
+
+
+@register_jitable
 def _list(plan, first, columns, width, extent, pieces, segments):
     """List the pieces of a panel, and the segments of y that it fills: offset, first column, columns.
 
@@ -96,9 +109,7 @@ def _list(plan, first, columns, width, extent, pieces, segments):
     while at < columns:
         run = smaller(row - j, columns - at)
         source = image * image_pitch + i * pitch + j * SIZE
-        for start in range(0, run, LANES):
-            write_words(pieces + PIECE * piece, (source + start * SIZE, at + start, smaller(run - start, LANES)))
-            piece += 1
+        piece = _split(source, at, run, LANES, SIZE, pieces, piece)
         if at == 0 or not is_dense or (i == 0 and j == 0):
             out = image * out_image + i * out_row + j * out_step
             write_words(segments + PIECE * segment, (out, at, run))
@@ -114,10 +125,9 @@ def _list(plan, first, columns, width, extent, pieces, segments):
             if i == rows:
                 i = 0
                 image += 1
-    while at < width:
-        write_words(pieces + PIECE * piece, (0, at, 0))
+    for empty in range(at + -at % LANES, width, LANES):
+        write_words(pieces + PIECE * piece, (0, empty, 0))
         piece += 1
-        at += LANES
     return piece, segment
 
 
@@ -134,9 +144,7 @@ def _list_flat(plan, first, width, images, extent, pieces, segments):
     while at < width and image < images:
         run = smaller(row - j, width - at)
         if run > 0 and i < rows:
-            for start in range(0, run, LANES):
-                write_words(pieces + PIECE * piece, ((first + at + start) * SIZE, at + start, smaller(run - start, LANES)))
-                piece += 1
+            piece = _split((first + at) * SIZE, at, run, LANES, SIZE, pieces, piece)
             write_words(segments + PIECE * segment, (image * out_image + i * out_row + j * out_step, at, run))
             segment += 1
         at += pitch // SIZE - j
@@ -201,7 +209,7 @@ def _panel(plan, scratch, a, rows, origin, origin_place, first, columns, width, 
         if gathers:
             b, b_step = origin + first * SIZE, offsets + 8 * p
         else:
-            write_words(task, (origin, pieces, count, offsets + 8 * p, terms, scratch, row, width))
+            write_words(task, (origin, pieces, count, offsets + 8 * p, terms, scratch, row))
             call_address(read_word(plan + PATCHES), task, 0)
         start, start_row = scratch + _START, NR * SIZE
         place = a + p * SIZE

@@ -3,6 +3,7 @@
 ``build``       the routine, which divides the sums among threads
 ``_tile``       a part of it: some rows and columns of dw, over all positions
 ``_slab``       another kind: all of dw, over one block of positions (`fastrelu.kernels.slabs` says why)
+``_add_depthwise``  the same where each channel has kernels of its own: channels stand side by side
 ``_add_block``  one block of positions: forms dz, copies patches, and leaves the sums to the micro-kernel
 ``_split``      where the positions of a block stand in the images
 ``_fill``       the band: what these need of x, padded by zeros
@@ -55,7 +56,8 @@ INPUT = 160  # images, groups, channels of a group, height, width
 OUTPUT = 200  # channels of a group, height, width
 KERNEL = 224  # height, width, strides, padding at the top and the left, dilations
 KIND = 288  # rows of a tile, lanes of the narrowest and the widest, bytes of an element and of a sum
-PARTS = 328  # packing, micro-kernels, forming of dz, delivery, adding of sums; the address of a one; packing of sums
+PARTS = 328  # packing, micro-kernels, forming of dz, delivery, adding of sums, packing of sums; the address of a one
+DEPTHWISE = 384  # `fastrelu.kernels.depthwise_gradient` if channels are taken one by one: they count as columns of one group
 
 LINE = 64
 # Output rows from which on every row has a piece of the band of its own.
@@ -73,7 +75,8 @@ RUN, PIECE = 24, 48
 _RUNS = 0
 _PIECES = _RUNS + KC * RUN
 _PATCHES = _PIECES + KC * PIECE
-_DZ = _PATCHES + PATCH_BYTES // 4 * (4 * KC + GAP)
+PATCHES_BYTES = PATCH_BYTES // 4 * (4 * KC + GAP)
+_DZ = _PATCHES + PATCHES_BYTES
 _SUMS = _DZ + COPY_GROUP * PANEL_BYTES * KC
 SUM_BYTES = 384 * COPY_GROUP * PANEL_BYTES
 _GRADIENT = _SUMS + SUM_BYTES
@@ -182,7 +185,7 @@ def _form(problem, scratch, group, first, terms, j0, j1):
     dy, dy_image, dy_channel, dy_position, plane, y, y_image, y_channel, y_position, alpha = words(problem + DY, 10)
     n = read_word(problem + OUTPUT)
     _, NARROW, NR, IN, SIZE, pack, _, form = words(problem + KIND, 8)
-    pack_sums = read_word(problem + PARTS + 48)
+    pack_sums = read_word(problem + PARTS + 40)
     operand = stack(OPERAND)
     dy += group * n * dy_channel
     y += group * n * y_channel
@@ -217,14 +220,87 @@ def _form(problem, scratch, group, first, terms, j0, j1):
 
 
 @register_jitable
+def _side_by_side(problem, scratch, pieces, shape, x, channels, lanes, target):
+    """The band of some channels with the channels side by side; returns 1 if there was memory."""
+    phase, row, channel, unit = shape
+    x_channel = read_word(problem + X + 16)
+    NARROW, SIZE = read_word(problem + KIND + 8), read_word(problem + KIND + 32)
+    pack_sums = read_word(problem + PARTS + 40)
+    most = (BAND_BYTES - LINE) // channel // NARROW * NARROW
+    band, memory = scratch + _BAND, 0
+    if most == 0:
+        most = NARROW
+        memory = malloc(channel * NARROW + LINE)
+        if memory == 0:
+            return 0
+        band = memory
+    for done in range(0, channels, most):
+        count = smaller(most, channels - done)
+        _fill(problem, scratch, pieces, band, x + done * x_channel, count, phase, row, channel, unit)
+        pack_block(pack_sums, band, SIZE, channel, channel // SIZE, count, target + done * SIZE, lanes * SIZE)
+    if memory != 0:
+        free(memory)
+    return 1
+
+
+@register_jitable
+def _add_depthwise(problem, scratch, number, r0, r1, j0, j1, sums, sums_row, is_first):
+    """The sums of one block of positions, for taps and channels that have nothing to do with each other; returns 1 if there
+    was memory.
+    """
+    x, _, x_channel = words(problem + X, 3)
+    images = read_word(problem + INPUT)
+    OH, OW = words(problem + OUTPUT + 8, 2)
+    KH, KW, _, column_stride, _, _, _, column_dilation = words(problem + KERNEL, 8)
+    _, NARROW, NR, _, SIZE, pack = words(problem + KIND, 6)
+    one, add = words(problem + PARTS + 48, 2)
+    first = number * KC
+    terms = smaller(KC, images * OH * OW - first)
+    _form(problem, scratch, 0, first, terms, j0, j1)
+    runs, pieces, phase, row, channel, unit, tap_row = _split(problem, scratch, first, terms)
+    shape = phase, row, channel, unit
+    task, worked = stack(64), 1
+    j = j0
+    while j < j1:
+        width = panel_width(j1 - j, NARROW, NR)
+        lanes = width if channel * width <= PATCHES_BYTES else NARROW
+        band, memory = scratch + _PATCHES, 0
+        if channel * lanes > PATCHES_BYTES:
+            memory = malloc(channel * lanes)
+            if memory == 0:
+                return 0
+            band = memory
+        for at in range(0, width, lanes):
+            channels = smaller(lanes, j1 - j - at)
+            worked &= _side_by_side(problem, scratch, pieces, shape, x + (j + at) * x_channel, channels, lanes, band)
+            for r in range(r0, r1 if worked else r0):
+                shift = r % KW * column_dilation
+                source = r // KW * tap_row + shift % column_stride * phase + shift // column_stride * SIZE
+                source, step = band + source * lanes, lanes * SIZE
+                if r == KH * KW:
+                    source, step = band, 0
+                    pack_block(pack, one, 0, 0, 1, lanes, band, 0)
+                dz = scratch + _DZ + (j - j0) * KC * SIZE + at * SIZE
+                write_words(task, (source, step, dz, width * SIZE, scratch + _RUNS, runs))
+                write_words(task + 48, (sums + (r - r0) * sums_row + (j - j0 + at) * SIZE, is_first))
+                call_address(add, task, lanes)
+        if memory != 0:
+            free(memory)
+        j += width
+    return worked
+
+
+@register_jitable
 def _add_block(problem, scratch, group, number, r0, r1, j0, j1, sums, sums_row, is_first):
     """The sums of one block of positions, for rows and columns of one group; returns 1 if there was memory."""
+    if read_word(problem + DEPTHWISE) != 0:
+        return _add_depthwise(problem, scratch, number, r0, r1, j0, j1, sums, sums_row, is_first)
     x, x_image, x_channel, _, x_column, is_flat = words(problem + X, 6)
     images, _, channels = words(problem + INPUT, 3)
     OH, OW = words(problem + OUTPUT + 8, 2)
     KH, KW, _, column_stride, _, _, _, column_dilation = words(problem + KERNEL, 8)
     MR, NARROW, NR, _, SIZE, pack, kernels = words(problem + KIND, 7)
-    one = read_word(problem + PARTS + 40)
+    one = read_word(problem + PARTS + 48)
     taps, k = KH * KW, channels * KH * KW if read_word(problem + DW) != 0 else 0
     first = number * KC
     terms = smaller(KC, images * OH * OW - first)

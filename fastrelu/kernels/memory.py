@@ -99,6 +99,25 @@ def load_operands(operands, lanes: int, wide: bool, partial: bool):
     return load
 
 
+def load_lanes(element: Element, lanes: int):
+    """A primitive (address, first, end, rest) that loads the lanes from `first` to `end` of the vector at `address`, and takes
+    the others of `rest`.
+    """
+    vector = Vector(element, lanes)
+
+    @intrinsic
+    def load(typing_context, address, first, end, rest):
+        def codegen(context, builder, sig, args):
+            address, first, end, rest = args
+            mask = builder.and_(_first_lanes(builder, lanes, end), builder.not_(_first_lanes(builder, lanes, first)))
+            place, align = pointer(builder, address, vector.llvm), ir.IntType(32)(size_of(element))
+            return call_intrinsic(builder, f"llvm.masked.load.{suffix(vector)}.p0", vector.llvm, [place, align, mask, rest])
+
+        return vector(types.intp, types.intp, types.intp, vector), codegen
+
+    return load
+
+
 @intrinsic
 def store(typing_context, address, index, value):
     """Write all lanes of `value` from element `index` on."""

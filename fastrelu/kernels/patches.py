@@ -2,8 +2,8 @@
 micro-kernel reads them. No array of patches ever exists.
 """
 
-from fastrelu.kernels.memory import load_operands, read_word, size_of, store, store_partial, words
-from fastrelu.kernels.tile import load_row
+from fastrelu.kernels.memory import load_lanes, read_word, size_of, store, words
+from fastrelu.kernels.tile import load_row, zeros
 from fastrelu.kernels.vector import ELEMENTS
 
 PIECE = 24  # bytes of an entry of the list of pieces
@@ -12,33 +12,53 @@ PIECE = 24  # bytes of an entry of the list of pieces
 def build(dtype: str, vector_bytes: int):
     """The function (task, unused) for elements of `dtype`.
 
-    The task is eight words: the address that offsets count from; the list of pieces and their number; the offsets of the terms
-    and their number; the target, the step between its rows, and the elements of a row. A piece is the neighbouring
-    positions that one vector takes, in three words: its offset, its first column in the panel, and how many elements it has.
-    The lanes after these are filled, and the next piece replaces them.
+    The task is seven words: the address that offsets count from; the list of pieces and their number; the offsets of the terms
+    and their number; the target, and the step between its rows. A piece is some neighbouring positions that stand in one
+    vector of the panel, in three words: its offset, its first column in the panel, and how many elements it has. Pieces
+    are in the order of their columns. The other lanes of a vector are 0.
     """
     element = ELEMENTS[dtype]
     SIZE = size_of(element)
     LANES = vector_bytes // SIZE
-    load = load_row(element, LANES)
-    load_some = load_operands([(element, False)], LANES, False, partial=True)
+    nothing, load, load_some = zeros(element, 1, LANES), load_row(element, LANES), load_lanes(element, LANES)
 
     def pack(task, _):
-        origin, pieces, count, offsets, terms, target, row, width = words(task, 8)
-        for i in range(count):
-            offset, column, shown = words(pieces + PIECE * i, 3)
-            source, to = origin + offset, target + column * SIZE
+        origin, pieces, count, offsets, terms, target, row = words(task, 7)
+        zero = nothing()[0]
+        while count > 0:
+            offset, column, shown = words(pieces, 3)
+            first = column & (LANES - 1)
+            column -= first
+            source, end, to = origin + offset - first * SIZE, first + shown, target + column * SIZE
+            pieces += PIECE
+            count -= 1
             if shown == LANES:
                 for p in range(terms):
-                    store(to, 0, load(source + read_word(offsets + 8 * p)))
-                    to += row
-            elif column <= width - LANES:
+                    store(to + p * row, 0, load(source + read_word(offsets + 8 * p)))
+                continue
+            # Most vectors have a second piece: it is merged with the first in a register, others in the first-level cache.
+            other, other_first, other_end = source, end, end
+            if count > 0:
+                offset, next_column, shown = words(pieces, 3)
+                if next_column - column < LANES:
+                    other_first = next_column - column
+                    other, other_end = origin + offset - other_first * SIZE, other_first + shown
+                    pieces += PIECE
+                    count -= 1
+            for p in range(terms):
+                at = read_word(offsets + 8 * p)
+                value = load_some(source + at, first, end, zero)
+                store(to + p * row, 0, load_some(other + at, other_first, other_end, value))
+            while count > 0:
+                offset, next_column, shown = words(pieces, 3)
+                first = next_column - column
+                if first >= LANES:
+                    break
+                source = origin + offset - first * SIZE
                 for p in range(terms):
-                    store(to, 0, load_some((source + read_word(offsets + 8 * p),), 0, shown)[0])
-                    to += row
-            else:
-                for p in range(terms):
-                    store_partial(to, 0, load_some((source + read_word(offsets + 8 * p),), 0, shown)[0], width - column)
-                    to += row
+                    place = to + p * row
+                    store(place, 0, load_some(source + read_word(offsets + 8 * p), first, first + shown, load(place)))
+                pieces += PIECE
+                count -= 1
 
     return pack

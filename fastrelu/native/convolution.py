@@ -59,9 +59,10 @@ def _forward_plan(
     out: tuple[int, ...],
     geometry: Geometry,
     formula: str,
-    dtype: str,
+    dtype: np.dtype[np.generic],
     threads: int,
-) -> Words:
+) -> tuple[Words, str]:
+    """A plan, and the type of the sums."""
     top, left, _, _ = geometry.padding
     taps = [
         tuple(t * dilation - before for t in range(count))
@@ -78,10 +79,10 @@ def _forward_plan(
         source=(steps[0], steps[1], steps[2], steps[3]),
         second=None,
         out=(out[0], out[1], out[2], out[3]),
-        tiling=Tiling(dtype, target.vector_bytes()),
+        tiling=Tiling(dtype.name, target.vector_bytes()),
         threads=threads,
     )
-    return _make(job, formula, None, dtype)
+    return _make(job, formula, None, dtype.name), job.tiling.sum_dtype
 
 
 def forward(x: Array, w: Array, b: Array | None, y: Array, geometry: Geometry, formula: str, alpha: float) -> None:
@@ -90,8 +91,8 @@ def forward(x: Array, w: Array, b: Array | None, y: Array, geometry: Geometry, f
     Parameters
     ----------
     x, w, b : ndarray
-        (N, C, H, W), (O, C / groups, KH, KW), and (O,) or None; of one float type in native byte order, aligned, of any strides.
-        No size is 0.
+        (N, C, H, W), (O, C / groups, KH, KW), and (O,) or None; of one float type in native byte order, aligned, with any
+        strides. No size is 0.
     y : ndarray
         (N, O, OH, OW), C-contiguous.
     geometry : Geometry
@@ -101,9 +102,8 @@ def forward(x: Array, w: Array, b: Array | None, y: Array, geometry: Geometry, f
     alpha : float
         Its parameter, if it has one.
     """
-    dtype = y.dtype.name
-    sums = Tiling(dtype, 64).sum_dtype
-    words = _forward_plan(x.shape, x.strides, w.shape, y.shape, y.strides, geometry, formula, dtype, get_num_threads())
+    threads = get_num_threads()
+    words, sums = _forward_plan(x.shape, x.strides, w.shape, y.shape, y.strides, geometry, formula, y.dtype, threads)
     weight = np.ascontiguousarray(w, sums)
     bias = None if b is None else np.ascontiguousarray(b, sums)
     _run(words, x, None, weight, bias, np.array(alpha, sums), y.ctypes.data, 0)

@@ -80,6 +80,9 @@ def weight_gradient(
     flats = [a for a in (dy, y) if a is not None]
     is_one = all(_steps(a)[1] == out_height * out_width * _steps(a)[3] for a in flats)
     plane = out_height * out_width * (images if is_one else 1)
+    # Channels that each have one kernel of their own are columns of one product.
+    is_depthwise = 1 < geometry.groups == channels == outputs
+    groups = 1 if is_depthwise else geometry.groups
     addresses = loops.addresses_of_weight_gradient(formula, dtype, vector_bytes)
     routine("convolution_gradient", "build")(
         *(x.ctypes.data, *x.strides[:3], _steps(x)[3] if x_is_flat else x.strides[3], int(x_is_flat)),
@@ -87,11 +90,11 @@ def weight_gradient(
         *((0, 0, 0, 0) if y is None else _steps(y)),
         parameter.ctypes.data,
         *(0 if a is None else a.ctypes.data for a in (dw, dw_held, db, db_held)),
-        *(images, geometry.groups, channels // geometry.groups, height, width),
-        *(outputs // geometry.groups, out_height, out_width),
+        *(images, groups, channels // geometry.groups, height, width),
+        *(outputs // groups, out_height, out_width),
         *(*kernel, *geometry.stride, *geometry.padding[:2], *geometry.dilation),
         *(tiling.rows, tiling.widths[0], tiling.widths[-1], tiling.in_size, tiling.size),
         *addresses[:-1],
         one.ctypes.data,
-        addresses[-1],
+        addresses[-1] if is_depthwise else 0,
     )

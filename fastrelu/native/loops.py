@@ -202,7 +202,7 @@ def address_of_gradient(spec: Gradient) -> int:
 
 def addresses_of_weight_gradient(formula: str, dtype: str, vector_bytes: int) -> tuple[int, ...]:
     """The functions that the gradient of a convolution's weight needs: packing, micro-kernels, forming of dz, delivery,
-    adding of sums, and packing of these.
+    adding of sums, packing of these, and sums of channels by themselves.
     """
     tiling = matrix.Tiling(dtype, vector_bytes)
     sums = tiling.sum_dtype
@@ -217,6 +217,7 @@ def addresses_of_weight_gradient(formula: str, dtype: str, vector_bytes: int) ->
             _part(matrix.deliver_name(dtype, vector_bytes), "results", "build", dtype, vector_bytes),
             _part(matrix.add_up_name(sums, vector_bytes), "results", "add_up", sums, vector_bytes),
             _link_packing(sums, vector_bytes),
+            _part(matrix.depthwise_name(sums, vector_bytes), "depthwise_gradient", "build", sums, vector_bytes),
         )
 
 

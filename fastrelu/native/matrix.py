@@ -56,6 +56,11 @@ def patches_name(dtype: str, vector_bytes: int) -> str:
     return f"fastrelu_patches_{dtype}_{vector_bytes}"
 
 
+def depthwise_name(dtype: str, vector_bytes: int) -> str:
+    """What sums the products of channels side by side."""
+    return f"fastrelu_depthwise_gradient_{dtype}_{vector_bytes}"
+
+
 def form_name(formula: str, dtype: str, mask: bool, vector_bytes: int) -> str:
     """What forms the gradient before an activation."""
     return f"fastrelu_form_{formula}{'_mask' * mask}_{dtype}_{vector_bytes}"
