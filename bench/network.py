@@ -20,7 +20,8 @@ import numpy as np
 
 import fastrelu
 from bench.table import ROOT, Point, machine, markdown, write_readme
-from fastrelu import measure
+from fastrelu import measure, nn
+from fastrelu.examples import cifar10, digits
 from fastrelu.peers import available
 
 RESULTS = ROOT / "bench" / "network.json"
@@ -40,6 +41,13 @@ POOLING = [
 EMBEDDINGS = [(20_000, 64, 64, 30), (100_000, 128, 512, 50), (1_000_000, 64, 2048, 32)]
 # Rows and classes: MNIST, CIFAR-100, ImageNet, a language model.
 LOSSES = [(64, 10), (1024, 100), (256, 1000), (64, 50_257)]
+# Networks of the examples, with the shape of what they read, and images of a step.
+NETWORKS: dict[str, tuple[Callable[[np.random.Generator], nn.Sequential], tuple[int, ...]]] = {
+    "digits 784-256-128-10": (digits.dense, (1, 28, 28)),
+    "digits convolutional": (digits.convolutional, (1, 28, 28)),
+    "cifar10": (cifar10.network, (3, 32, 32)),
+}
+STEPS = [(name, batch) for name in NETWORKS for batch in (64, 256)]
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -127,12 +135,55 @@ def softmax_cross_entropy(rows: int, classes: int) -> Calls:
     return calls
 
 
+def training_step(name: str, batch: int) -> Calls:
+    """A step of Adam on a network of the examples."""
+    make, shape = NETWORKS[name]
+    model = make(np.random.default_rng(0))
+    x, labels = normal(batch, *shape), np.random.default_rng(1).integers(0, 10, batch)
+    optimizer = nn.Adam(lr=1e-3)
+
+    def step() -> None:
+        _, dy = fastrelu.softmax_cross_entropy(model.forward(x), labels)
+        model.backward(dy, wants_dx=False)
+        optimizer.step(model.parameters, model.gradients)
+
+    calls: Calls = {"fastrelu": step}
+    if available("torch"):
+        import torch
+
+        of_torch = _as_torch(torch, model)
+        adam, loss = torch.optim.Adam(of_torch.parameters(), lr=1e-3), torch.nn.CrossEntropyLoss()
+        images, targets = torch.from_numpy(x), torch.from_numpy(labels)
+
+        def torch_step() -> None:
+            adam.zero_grad()
+            loss(of_torch(images), targets).backward()
+            adam.step()
+
+        calls["torch"] = torch_step
+    return calls
+
+
+def _as_torch(torch: Any, model: nn.Sequential) -> Any:
+    """The same network."""
+    of = torch.nn
+    makers: dict[type, Callable[[Any], Any]] = {
+        nn.Linear: lambda layer: of.Linear(*layer.parameters["weight"].shape),
+        nn.Conv2d: lambda layer: of.Conv2d(*layer.parameters["weight"].shape[1::-1], 3, padding=1),
+        nn.ReLU: lambda layer: of.ReLU(),
+        nn.MaxPool2d: lambda layer: of.MaxPool2d(2),
+        nn.Flatten: lambda layer: of.Flatten(),
+    }
+    return of.Sequential(*(makers[type(layer)](layer) for layer in model.layers))
+
+
 CASES: dict[str, tuple[Callable[..., Calls], list[Any]]] = {
     "max_pool2d": (max_pool2d, POOLING),
     "max_pool2d_backward": (max_pool2d_backward, POOLING),
     "embedding_mean": (embedding_mean, EMBEDDINGS),
     "embedding_mean_backward": (embedding_mean_backward, EMBEDDINGS),
     "softmax_cross_entropy": (softmax_cross_entropy, LOSSES),
+    "training_step": (training_step, STEPS),
 }
 TITLES = {
     "max_pool2d": "max_pool2d(x, window, step, padding)",
@@ -140,11 +191,14 @@ TITLES = {
     "embedding_mean": "embedding_mean(ids, table), rows x d, bags x ids",
     "embedding_mean_backward": "the same, and embedding_mean_backward",
     "softmax_cross_entropy": "softmax_cross_entropy(logits, labels), rows x classes",
+    "training_step": "step of training with Adam, network and batch",
 }
 
 
 def named(case: tuple[Any, ...]) -> str:
     """What a case is called in the table."""
+    if isinstance(case[0], str):
+        return f"{case[0]}, {case[1]}"
     if isinstance(case[0], tuple):
         return f"{' x '.join(map(str, case[0]))}, {' '.join(map(str, case[1:]))}"
     pairs = [f"{a} x {b}" for a, b in zip(case[::2], case[1::2], strict=True)]
