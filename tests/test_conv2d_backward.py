@@ -8,6 +8,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fastrelu
+from fastrelu.kernels.convolution_gradient import BAND_BYTES
 from tests.convolution_reference import Case, backward
 from tests.reference import bits
 from tests.test_conv2d import FUNCTIONS, layouts
@@ -34,13 +35,14 @@ def call(name: str, given: tuple, options: dict, **keywords) -> tuple:
     return getattr(fastrelu, name)(dy, *between, x, w, **options, **FUNCTIONS[name.removesuffix("_backward")], **keywords)
 
 
-def check(case: Case, name: str = RELU, dtype="float32", seed: int = 0) -> None:
+def check(case: Case, name: str = RELU, dtype="float32", seed: int = 0, wanted: tuple[str, ...] = NAMES) -> None:
     given = operands(case, dtype, seed)
     alpha = FUNCTIONS[name.removesuffix("_backward")].values()
     expected = backward(name, case, *given, *alpha)
-    for gradient, a, b in zip(NAMES, call(name, given, case.options), expected, strict=True):
-        assert a.dtype == given[0].dtype
-        assert_array_equal(bits(a), bits(b), err_msg=f"{gradient} {case}")
+    for gradient, a, b in zip(NAMES, call(name, given, case.options, wanted=wanted), expected, strict=True):
+        if gradient in wanted:
+            assert a.dtype == given[0].dtype
+            assert_array_equal(bits(a), bits(b), err_msg=f"{gradient} {case}")
 
 
 @pytest.mark.parametrize("kernel", [*itertools.product((1, 2, 3, 5), (1, 2, 3, 4)), (7, 7), (1, 11)])
@@ -95,7 +97,7 @@ def test_depthwise_bands_of_many_sizes():
     # Too large for as many channels as a tile is wide, then for a thread's memory at all.
     check(Case((1, 70, 9, 120), 70, (5, 3), (1, 1), (1, 1), groups=70))
     check(Case((1, 18, 60, 300), 18, (3, 15), (1, 1), (1, 1), (20, 10), groups=18))
-    check(Case((1, 2, 2100, 62), 2, (2, 2), (1, 1), (0, 0), (2095, 1), groups=2))
+    check(Case((1, 2, 6100, 62), 2, (2, 2), (1, 1), (0, 0), (6095, 1), groups=2), wanted=("dw", "db"))
 
 
 @pytest.mark.parametrize("size", [1, 2, 15, 16, 17, 63, 64, 65, 255, 256, 257, 600])
@@ -136,8 +138,9 @@ def test_long_rows(width):
 
 
 def test_band_that_exceeds_a_threads_memory():
-    check(Case((1, 2, 40, 9000), 2, (2, 3), (9, 3), (0, 0), (30, 4000)))
-    check(Case((1, 2, 2100, 62), 2, (2, 2), (1, 1), (0, 0), (2095, 1)))
+    assert BAND_BYTES < 1 << 20
+    check(Case((1, 1, 5, 41000), 2, (4, 2), (1, 1), (0, 0), (1, 40000)), wanted=("dw", "db"))
+    check(Case((1, 2, 6100, 62), 2, (2, 2), (1, 1), (0, 0), (6095, 1)), wanted=("dw", "db"))
 
 
 @pytest.mark.parametrize("name", [f"{name}_backward" for name in FUNCTIONS])

@@ -14,6 +14,10 @@ from fastrelu.kernels.packing import pack_block
 from fastrelu.native.plan import BAND, FORM, LOWEST, PACK, PHASES, SECOND, SIZES, SOURCE, TYPE
 
 
+# Bytes of a row from which on it is faster to write the zeros beside each row than those of a whole channel before.
+LONG_ROW = 128
+
+
 @register_jitable
 def _zero(address, nbytes):
     """Zeros in `nbytes` bytes, a multiple of 4."""
@@ -32,8 +36,10 @@ def _inside(first, stride, phase, count, size):
     """Which of `count` rows from number `first` of a phase on lie in an image of `size` rows: the first, and the one after
     the last.
     """
-    low = smaller(larger(-first, 0), count)
-    return low, larger(smaller((size - phase + stride - 1) // stride - first, count), low)
+    low, high = smaller(larger(-first, 0), count), count
+    if (first + count - 1) * stride + phase >= size:  # seldom, and a division takes long
+        high = larger((size - phase + stride - 1) // stride - first, low)
+    return low, high
 
 
 @register_jitable
@@ -86,7 +92,7 @@ def copy_band(plan, scratch, source, second, alpha, images, place, extent, band)
     second_steps = row_stride * second_row, column_stride * second_step
     form, IN = read_word(plan + FORM), read_word(plan + TYPE)
     # Where a copy goes row by row, and fills the rest of its vectors with zeros, all the others can be written before it.
-    is_simple = form == 0 and (steps[1] == IN or steps[1] == 2 * IN)
+    is_simple = pitch < LONG_ROW and form == 0 and (steps[1] == IN or steps[1] == 2 * IN)
     for c in range(channels):
         if is_simple:
             _zero(band + c * channel_pitch, channel_pitch)
