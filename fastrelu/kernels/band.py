@@ -13,7 +13,6 @@ from fastrelu.kernels.memory import copy_element, larger, read_word, smaller, st
 from fastrelu.kernels.packing import pack_block
 from fastrelu.native.plan import BAND, FORM, LOWEST, PACK, PHASES, SECOND, SIZES, SOURCE, TYPE
 
-
 # Bytes of a row from which on it is faster to write the zeros beside each row than those of a whole channel before.
 LONG_ROW = 128
 
