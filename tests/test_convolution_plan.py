@@ -7,7 +7,7 @@ from numpy.testing import assert_array_equal
 import fastrelu
 from fastrelu.native import plan
 from fastrelu.native.matrix import Tiling
-from tests.convolution_reference import Case, layer
+from tests.convolution_reference import Case, backward, layer
 from tests.reference import bits
 
 LONG = plan.MOST_ROWS
@@ -45,6 +45,19 @@ def test_few_output_channels(outputs):
 
 def test_few_output_channels_of_more_terms_than_a_block():
     check(Case((2, 29, 6, 20), 2, (3, 3), (1, 1), (1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "kernel", "dilation"), [(7000, 2, (3, 2), (1, 1)), (1, 21_000, (1, 2), (1, 20_000))]
+)
+def test_dx_of_few_channels_of_odd_shapes(height, width, kernel, dilation):
+    # Narrow rows stand further apart in a band than they are long; long ones have no room in the memory that dz is formed in.
+    case = Case((1, 2, height, width), 3, kernel, (1, 1), (1, 0), dilation)
+    x, w, b = case.operands()
+    y = fastrelu.conv2d_relu(x, w, b, **case.options)
+    dy = np.random.default_rng(1).standard_normal(y.shape, np.float32)
+    dx = fastrelu.conv2d_relu_backward(dy, y, x, w, **case.options, wanted=("dx",))[0]
+    assert_array_equal(bits(dx), bits(backward("conv2d_relu_backward", case, dy, y, x, w)[0]))
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])

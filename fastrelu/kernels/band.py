@@ -13,9 +13,10 @@ from fastrelu.kernels.memory import copy_element, larger, read_word, smaller, st
 from fastrelu.kernels.packing import pack_block
 from fastrelu.native.plan import BAND, FORM, LOWEST, PACK, PHASES, SECOND, SIZES, SOURCE, TYPE
 
-
 # Bytes of a row from which on it is faster to write the zeros beside each row than those of a whole channel before.
 LONG_ROW = 128
+# Columns of dz that are formed at once: the scratch memory has room for one row of them.
+FORMED_COLUMNS = 4096
 
 
 @register_jitable
@@ -56,9 +57,12 @@ def _copy(plan, scratch, source, second, alpha, steps, second_steps, rows, colum
     write_words(operand, (form, pack, pack_sums, source, row, step, second))
     write_words(operand + 56, second_steps)
     write_words(operand + 72, (0, alpha, 0, IN, SIZE))
-    most = PLACE // ((columns * SIZE + 127) & -64)
-    for i in range(0, rows, most):
-        form_block(operand, scratch, i, 0, smaller(most, rows - i), columns, target + i * target_row, target_row, 0, True)
+    for j in range(0, columns, FORMED_COLUMNS):
+        count = smaller(FORMED_COLUMNS, columns - j)
+        most = PLACE // ((count * SIZE + 127) & -64)
+        for i in range(0, rows, most):
+            place = target + i * target_row + j * SIZE
+            form_block(operand, scratch, i, j, smaller(most, rows - i), count, place, target_row, 0, True)
 
 
 @register_jitable

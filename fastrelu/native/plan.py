@@ -52,8 +52,6 @@ PACK_COST = 6
 ALIASING = 4096
 # With a few rows of the weight, the sums of a whole part wait to be delivered.
 FEW_ROWS, SUMS_BYTES = 3, 96 << 10
-# Bytes of a row of dz, which are formed in a scratch memory.
-FORMED_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -185,12 +183,11 @@ def _extent(job: Job, in_place: bool, wanted: int) -> tuple[int, int, int]:
     positions = max(ceil(job.images * plane / wanted), 1)
 
     def fits(images: int, rows: int, columns: int) -> bool:
-        sums = job.m * images * (rows + job.rows.span) * (columns + job.columns.span) * job.tiling.size
-        if job.m <= FEW_ROWS and sums > SUMS_BYTES:
-            return False
-        if job.second is not None and (columns + job.columns.span) * job.tiling.size > FORMED_BYTES:
-            return False
-        return in_place or _Band(job, images, rows, columns).nbytes <= BAND_BYTES
+        if in_place:
+            return True
+        band = _Band(job, images, rows, columns)
+        sums = job.m * ((images - 1) * band.image + (rows - 1) * band.pitch + columns * job.tiling.size)
+        return band.nbytes <= BAND_BYTES and (job.m > FEW_ROWS or sums <= SUMS_BYTES)
 
     def most(limit: int, extent: tuple[int, int, int], axis: int) -> int:
         """How many fit along an axis, at least 1 and at most `limit`."""
