@@ -80,7 +80,6 @@ def test_bits_are_the_same(elsewhere, name, dtype, to):
 
 
 # Without its own instructions for fused multiply-adds and float16, a processor calls functions of the C library.
-@pytest.mark.parametrize("to", ["generic", "no_avx"])
-def test_target_without_fma_and_f16c(to):
+def test_target_without_fma_and_f16c():
     arguments = ("linear_backward", RELU), ("float16", "float32", "float64"), False
-    assert eval(call(print_digests, *arguments, env=TARGETS[to][0], timeout=600)) == digests(*arguments)
+    assert eval(call(print_digests, *arguments, env=TARGETS["generic"][0], timeout=600)) == digests(*arguments)
