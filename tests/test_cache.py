@@ -276,7 +276,8 @@ def test_damage_to_real_kernels_is_noticed(tmp_path, monkeypatch, layer):
 
 def test_damaged_layer_is_compiled_again(tmp_path, layer):
     shutil.copytree(layer, tmp_path, dirs_exist_ok=True)
-    for i, file in enumerate(sorted(tmp_path.rglob("fastrelu_*"))):
+    # The larger ones take long to compile.
+    for i, file in enumerate(sorted(tmp_path.rglob("fastrelu_*"), key=lambda file: file.stat().st_size)[:5]):
         wrong = damages(file.read_bytes())
         file.write_bytes(wrong[(i + 3) % len(wrong)])
     call(layer_is_right, env={"FASTRELU_CACHE_DIR": str(tmp_path)}, timeout=180)
@@ -444,10 +445,10 @@ assert "numba" not in sys.modules
 """
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(40, marks=pytest.mark.nightly)])
-def test_eight_processes_fill_one_empty_cache(tmp_path, rounds):
+@pytest.mark.parametrize(("processes", "rounds"), [(4, 1), pytest.param(8, 40, marks=pytest.mark.nightly)])
+def test_processes_fill_one_empty_cache(tmp_path, processes, rounds):
     # Everyone begins with the runtime that all need, then with another type.
-    orders = [DTYPES[i:] + DTYPES[:i] for i in range(len(DTYPES))]
+    orders = [DTYPES[i:] + DTYPES[:i] for i in range(0, len(DTYPES), len(DTYPES) // processes)]
     for number in range(rounds):
         folder = tmp_path / str(number)
         environment = {"FASTRELU_CACHE_DIR": str(folder)}

@@ -144,8 +144,9 @@ def forks_amid_everything(forks):
         assert not work.wrong()
 
 
-def test_sixty_forks_while_other_threads_calculate_and_compile() -> None:
-    call(forks_amid_everything, 60, env=FOUR, timeout=300)
+@pytest.mark.parametrize("forks", [20, pytest.param(60, marks=pytest.mark.nightly)])
+def test_forks_while_other_threads_calculate_and_compile(forks: int) -> None:
+    call(forks_amid_everything, forks, env=FOUR, timeout=300)
 
 
 def forks_amid_first_uses(delay, in_child):

@@ -180,7 +180,7 @@ print(hashlib.sha256(b"".join(a.tobytes() for a in found)).hexdigest())
 """
 
 
-@pytest.mark.parametrize("kernels", ["empty", None])
+@pytest.mark.parametrize("kernels", [pytest.param("empty", marks=pytest.mark.nightly), None])
 def test_cache_of_the_caller(tmp_path: Path, kernels: str | None) -> None:
     (tmp_path / "module.py").write_text(MODULE)
     env = {"NUMBA_CACHE_DIR": str(tmp_path / "numba")}

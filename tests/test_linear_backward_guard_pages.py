@@ -101,7 +101,7 @@ def test_divided_among_threads() -> None:
 
 
 @pytest.mark.skipif(not target.has_feature("avx2"), reason="only the features of x86 processors are varied")
-@pytest.mark.parametrize("to", ["avx2", "sse4"])
+@pytest.mark.parametrize("to", ["avx2", pytest.param("sse4", marks=pytest.mark.nightly)])
 def test_narrower_vectors(to: str) -> None:
     shapes = different([2, 13], [21], EDGES) + different([KC + 1, 40], [2, 37, 130], [3, 18])
     call(sweep, RELU, FLOATS, shapes, (0, 3), 1, env=TARGETS[to][0], timeout=600)

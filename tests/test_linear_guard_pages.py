@@ -118,7 +118,7 @@ def test_divided_among_threads():
 
 
 @pytest.mark.skipif(not target.has_feature("avx2"), reason="only the features of x86 processors are varied")
-@pytest.mark.parametrize("to", ["avx2", "sse4"])
+@pytest.mark.parametrize("to", ["avx2", pytest.param("sse4", marks=pytest.mark.nightly)])
 def test_narrower_vectors(to):
     shapes = different(ROWS, [6, 21], COLUMNS) + different([1, 3, 4, 9], [40, KC + 1], [2, 37, 130, 530])
     call(sweep, "linear_relu", FLOATS, shapes, (0, 3), 1, env=TARGETS[to][0], timeout=600)

@@ -83,7 +83,8 @@ def test_bits_are_the_same(elsewhere, name, dtype, to):
     assert here.items() <= elsewhere[to].items()
 
 
-# Without its own instructions for fused multiply-adds and float16, a processor calls functions of the C library.
+# Without its own instructions for fused multiply-adds and float16, as with sse4, a processor calls functions of the C library.
+@pytest.mark.nightly
 def test_target_without_fma_and_f16c():
     arguments = ("linear", "linear_relu"), ("float16", "float32", "float64"), 9, False
     assert eval(call(print_digests, *arguments, env=TARGETS["generic"][0], timeout=600)) == digests(*arguments)
