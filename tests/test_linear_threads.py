@@ -298,6 +298,7 @@ def test_first_call_at_exit():
     assert call(first_call_at_exit, env=FOUR) == "True\n"
 
 
+@pytest.mark.nightly
 def test_first_call_at_exit_with_an_empty_cache():
     code = "import atexit, fastrelu; atexit.register(lambda: print(fastrelu.linear_relu([1.0], [[2.0]], [3.0])))"
     assert run(code, env={"FASTRELU_CACHE_DIR": "off"}) == "[5.]\n"
