@@ -9,7 +9,7 @@ import fastrelu
 from fastrelu.native import pool
 
 # Every example of a run is the same in the next one, and nothing is written beside the tests.
-settings.register_profile("repeatable", deadline=None, max_examples=50, derandomize=True, database=None)
+settings.register_profile("repeatable", deadline=None, max_examples=30, derandomize=True, database=None)
 settings.load_profile("repeatable")
 
 

@@ -65,7 +65,7 @@ def both_orders(delay):
     relu_is_right("int32")
 
 
-@pytest.mark.parametrize("delay", [0, 0.02, 0.3])
+@pytest.mark.parametrize("delay", [0.02, *(pytest.param(delay, marks=pytest.mark.nightly) for delay in (0, 0.3))])
 def test_first_calls_with_and_without_the_lock_of_numba(delay):
     call(both_orders, delay, env=OFF, timeout=120)
 

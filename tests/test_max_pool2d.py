@@ -113,8 +113,8 @@ def layouts(x: Array) -> dict[str, Array]:
     [(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 1), (5, 5, 2), (9, 1, 4)],
 )
 def test_every_width(window: int, step: int, padding: int, dtype: str) -> None:
-    pool = images(dtype, 3, 1, 9, 70, seed=window)
-    for w in range(max(1, window - 2 * padding), 70, 1 if dtype == "float32" else 3):
+    pool = images(dtype, 1, 1, 9, 70, seed=window)
+    for w in range(max(1, window - 2 * padding), 70, 1 if dtype == "float32" else 5):
         assert_pools(pool[..., :w], (window, window), (step, step), (padding, padding))
         assert_pools(pool[..., -w:].copy(), (window, window), (step, step), (padding, padding))
 

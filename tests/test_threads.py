@@ -614,11 +614,11 @@ def interrupted(module, delay):
     ("module", "delay"),
     [
         ("numba.core.cpu", 0),
-        ("fastrelu.kernels.vector", 0),
+        pytest.param("fastrelu.kernels.vector", 0, marks=pytest.mark.nightly),
         # Numba's registration of its own functions comes next, and then the compilation.
         ("numba.cpython.slicing", 0),
         ("fastrelu.native.compiler", 0.3),
-        ("fastrelu.native.compiler", 0.9),
+        pytest.param("fastrelu.native.compiler", 0.9, marks=pytest.mark.nightly),
     ],
 )
 def test_interrupt_of_the_first_use(module, delay):
