@@ -66,9 +66,9 @@ def _words(
     # Images that follow one another without a gap are as one.
     is_one = all(steps[0] == out_height * out_width * steps[2] for steps in (dy_steps, y_steps) if steps is not None)
     plane = out_height * out_width * (images if is_one else 1)
-    # Channels that each have one kernel of their own are columns of one product.
+    # Channels that each have one kernel of their own are columns of one product, and so is db alone.
     is_depthwise = 1 < geometry.groups == channels == outputs
-    groups = 1 if is_depthwise else geometry.groups
+    groups = 1 if is_depthwise or channels == 0 else geometry.groups
     addresses = loops.addresses_of_weight_gradient(formula, tiling.dtype, vector_bytes)
     end = (
         *(images, groups, channels // geometry.groups, height, width),
