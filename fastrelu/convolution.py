@@ -26,7 +26,7 @@ The names follow one rule: ``conv2d``, the activation, ``backward``. What is sai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -173,7 +173,7 @@ def _backward(
     return results[0], results[1], results[2]
 
 
-def _check_shapes(base: str, given: dict[str, ndarray], stride: Any, padding: Any, dilation: Any, groups: Any) -> Geometry:
+def _check_shapes(base: str, given: Mapping[str, ndarray], stride: Any, padding: Any, dilation: Any, groups: Any) -> Geometry:
     """Check the shapes of the operands of a gradient."""
     shapes = {name: a.shape for name, a in given.items()}
     dy = shapes["dy"]

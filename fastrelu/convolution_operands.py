@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
 from numpy import ndarray
 
 from fastrelu import faults
-from fastrelu.native.convolution import Geometry
+from fastrelu.native.convolution import PLANS, Geometry
 from fastrelu.operations import INTEGERS
 
+# Types in native byte order, in which operands mostly come.
+_NATIVE = frozenset(map(np.dtype, ("float16", "float32", "float64")))
 
-def arrays(base: str, operands: Mapping[str, Any]) -> dict[str, ndarray]:
+
+def arrays(base: str, operands: Mapping[str, Any]) -> Mapping[str, ndarray]:
     """The operands as arrays of their common type, aligned and in native byte order; none of them is copied without need."""
+    dtypes = {a.dtype if type(a) is ndarray and a.flags.aligned else None for a in operands.values()}
+    if len(dtypes) == 1 and dtypes <= _NATIVE:
+        return operands
     made = {}
     for name, operand in operands.items():
         fault: BaseException | None = faults.device_fault(base, name, operand)
@@ -50,6 +56,8 @@ def native(a: ndarray, dtype: np.dtype[Any]) -> ndarray:
 
 def number(base: str, name: str, value: Any) -> float:
     """A parameter that is one number."""
+    if type(value) is float:
+        return value
     if np.ndim(value):
         raise ValueError(f"{base}: {name} must be a single value, not of shape {np.shape(value)}")
     try:
@@ -98,6 +106,11 @@ def _padding(
     return _pair(base, "padding", padding, 0) * 2
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether an argument is an int or two of them, and no number that only equals one."""
+    return type(value) is int or (type(value) is tuple and {*map(type, value)} == {int})
+
+
 def geometry(
     base: str, x: tuple[int, ...], w: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> tuple[Geometry, tuple[int, ...]]:
@@ -112,6 +125,15 @@ def geometry(
     stride, padding, dilation, groups
         As the public function was given them.
     """
+    is_plain = (
+        _is_plain(stride) and (type(padding) is str or _is_plain(padding)) and _is_plain(dilation) and type(groups) is int
+    )
+    return (_known_geometry if is_plain else _geometry)(base, x, w, stride, padding, dilation, groups)
+
+
+def _geometry(
+    base: str, x: tuple[int, ...], w: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: Any
+) -> tuple[Geometry, tuple[int, ...]]:
     if len(x) not in (3, 4):
         raise ValueError(f"{base}: x must have shape (N, C, H, W) or (C, H, W), not {x}")
     if len(w) != 4:
@@ -140,6 +162,9 @@ def geometry(
     return Geometry((steps[0], steps[1]), pads, (gaps[0], gaps[1]), groups), (*x[:-3], w[0], *sizes)
 
 
+_known_geometry = lru_cache(PLANS)(_geometry)
+
+
 def output(base: str, name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Check an array that was given for a result."""
     if not isinstance(out, ndarray):
@@ -165,7 +190,7 @@ def place(out: ndarray | None, shape: tuple[int, ...], dtype: np.dtype[Any], inp
 def deliver(result: ndarray, out: ndarray | None, shape: tuple[int, ...]) -> ndarray:
     """The result, in `out` if there is one."""
     if out is None:
-        return result.reshape(shape)
+        return result if result.shape == shape else result.reshape(shape)
     if not np.may_share_memory(result, out):
         with np.errstate(all="ignore"):
             np.copyto(out, result.reshape(shape), casting="same_kind")

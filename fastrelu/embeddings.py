@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 
-from fastrelu.native.routine import routine
+from fastrelu.native.routine import address, routine
 from fastrelu.operands import (
     check_output,
     float_array,
@@ -129,8 +129,8 @@ def embedding_mean(
         # -1 is no row; where nothing is left out, no id is -1 either.
         skipped = -1 if padding is None else padding
         routine("embedding_mean", "forward", name_of(rows.dtype))(
-            found.ctypes.data, found.size, 0 if ends is None else ends.ctypes.data, length, rows.ctypes.data, rows.strides[0],
-            y.ctypes.data, y.itemsize * shape[-1], y.size // shape[-1], shape[-1], skipped, 0,
+            address(found), found.size, 0 if ends is None else address(ends), length, address(rows), rows.strides[0],
+            address(y), y.itemsize * shape[-1], y.size // shape[-1], shape[-1], skipped, 0,
         )  # fmt: skip
     if out is not None and y is not out:
         np.copyto(out, y)
@@ -230,8 +230,8 @@ def embedding_mean_backward(
     result = out if is_place and out is not None else np.empty((count, columns), gradients.dtype)
     if result.size:
         routine("embedding_mean", "backward", name_of(gradients.dtype))(
-            keys.ctypes.data, owners.ctypes.data, len(keys), terms.ctypes.data, terms.itemsize * columns,
-            result.ctypes.data, result.strides[0], count, columns, 0,
+            address(keys), address(owners), len(keys), address(terms), terms.itemsize * columns,
+            address(result), result.strides[0], count, columns, 0,
         )  # fmt: skip
     if unique is not None:
         return unique, result
@@ -246,6 +246,6 @@ def _sorted(keys: ndarray, values: ndarray, limit: int) -> tuple[ndarray, ndarra
     keys, values = np.array(keys), np.array(values)
     other_keys, other_values = np.empty_like(keys), np.empty_like(values)
     if len(keys) and passes:
-        addresses = [array.ctypes.data for array in (keys, values, other_keys, other_values)]
+        addresses = [address(array) for array in (keys, values, other_keys, other_values)]
         routine("embedding_mean", "sort")(*addresses, len(keys), passes)
     return (other_keys, other_values) if passes % 2 else (keys, values)

@@ -24,6 +24,7 @@ and dz itself is never stored. What is said here once holds for all:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -124,8 +125,13 @@ def _is_beside(operand: Any, name: str, operands: dict[str, Any]) -> bool:
     )
 
 
+_IN_ORDER = frozenset(itertools.chain.from_iterable(itertools.combinations(GRADIENTS, n) for n in range(len(GRADIENTS) + 1)))
+
+
 def named(base: str, what: str, given: Any) -> tuple[str, ...]:
     """The gradients that an argument names, in their order."""
+    if type(given) is tuple and {*map(type, given)} <= {str} and given in _IN_ORDER:
+        return given
     names = [None] if isinstance(given, str) or not isinstance(given, Iterable) else [*given]
     if not all(isinstance(name, str) and name in GRADIENTS for name in names):
         shown = " ".join(repr(given).split())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 
-from fastrelu.native.routine import routine
+from fastrelu.native.routine import address, routine
 from fastrelu.operands import check_output, float_array, integer_array, is_direct, name_of, words_within
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def softmax_cross_entropy(
     if flat.strides[1] != flat.itemsize:
         flat = np.ascontiguousarray(flat)
     place = out.reshape(flat.shape) if out is not None and out.flags.c_contiguous else None
-    is_same = place is not None and place.ctypes.data == flat.ctypes.data and place.strides == flat.strides
+    is_same = place is not None and address(place) == address(flat) and place.strides == flat.strides
     if place is not None and not is_direct(place, right, *(() if is_same else (flat,))):
         place = None
     gradient = np.empty(flat.shape, flat.dtype) if place is None else place
@@ -97,8 +97,8 @@ def softmax_cross_entropy(
     factor = ctypes.c_double(1 / max(right.size, 1) if reduction == "mean" else 1)
     if flat.size:
         routine("softmax_cross_entropy", "build", name_of(flat.dtype))(
-            flat.ctypes.data, flat.strides[0], right.ctypes.data, gradient.ctypes.data, gradient.strides[0],
-            losses.ctypes.data, sums.ctypes.data, ctypes.addressof(factor), ctypes.addressof(loss_sum), *flat.shape, 0,
+            address(flat), flat.strides[0], address(right), address(gradient), gradient.strides[0],
+            address(losses), address(sums), ctypes.addressof(factor), ctypes.addressof(loss_sum), *flat.shape, 0,
         )  # fmt: skip
     if out is not None and place is None:
         np.copyto(out, gradient.reshape(z.shape))

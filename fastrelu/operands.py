@@ -12,7 +12,7 @@ import numpy as np
 from numpy import ndarray
 
 from fastrelu import faults
-from fastrelu.native.routine import routine
+from fastrelu.native.routine import address, routine
 from fastrelu.operations import FLOATS, HALVES, INTEGERS
 
 _KNOWN = frozenset(FLOATS + INTEGERS)
@@ -114,7 +114,7 @@ def _first_outside(words: ndarray, limit: int, exempt: int | None) -> int:
     found = ctypes.c_int64(-1)
     # What is in the range anyway is no exception.
     exempt = 0 if exempt is None else exempt
-    routine("ranges", "first_outside")(words.ctypes.data, words.size, limit, exempt, ctypes.addressof(found), 0)
+    routine("ranges", "first_outside")(address(words), words.size, limit, exempt, ctypes.addressof(found), 0)
     return found.value
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 
-from fastrelu.native.routine import routine
+from fastrelu.native.routine import address, routine
 from fastrelu.operands import (
     check_output,
     float_array,
@@ -56,7 +56,11 @@ def _is_all_padding(size: int, window: int, step: int, padding: int, dilation: i
 
 def _size(base: str, name: str, value: Any, least: int) -> Pair:
     """An argument for rows and columns."""
-    return (value, value) if type(value) is int and least <= value < 2**31 else pair(base, name, value, least)
+    if type(value) is int and least <= value < 2**31:
+        return value, value
+    if type(value) is tuple and {*map(type, value)} == {int} and len(value) == 2 and least <= min(value) <= max(value) < 2**31:
+        return value
+    return pair(base, name, value, least)
 
 
 @lru_cache(1024)
@@ -163,11 +167,11 @@ def max_pool2d(
 
     places = [o if o is not None and o.ndim == 4 and is_direct(o, images) else None for o in wanted]
     y = _like(images, whole, images.dtype) if places[0] is None else places[0]
-    words = [images.ctypes.data, *images.strides, y.ctypes.data, *y.strides]
+    words = [address(images), *images.strides, address(y), *y.strides]
     indices = None
     if return_indices:
         indices = _like(images, whole, np.int64) if places[1] is None else places[1]
-        words += [indices.ctypes.data, *indices.strides]
+        words += [address(indices), *indices.strides]
     else:
         words += [0] * 5
     if y.size:
@@ -196,7 +200,7 @@ def _delivered(result: ndarray, out: ndarray | None, shape: tuple[int, ...]) -> 
     result = result if len(shape) == 4 else result.reshape(shape)
     if out is None:
         return result
-    if not (out.ctypes.data == result.ctypes.data and out.strides == result.strides):
+    if not (address(out) == address(result) and out.strides == result.strides):
         np.copyto(out, result)
     return out
 
@@ -257,8 +261,8 @@ def max_pool2d_backward(dy: ArrayLike, indices: ArrayLike, shape: Any, *, out: n
     dx = out.reshape((n, c, h, w)) if is_place and out is not None else _like(four, (n, c, h, w), sums)
     if dx.size:
         routine("max_pool2d", "backward", name_of(gradients.dtype))(
-            four.ctypes.data, *four.strides, places.ctypes.data, *places.strides,
-            dx.ctypes.data, *dx.strides[:2], dx.strides[3], n, c, h * w, rows, columns, 0, 0, 0, 0,
+            address(four), *four.strides, address(places), *places.strides,
+            address(dx), *dx.strides[:2], dx.strides[3], n, c, h * w, rows, columns, 0, 0, 0, 0,
         )  # fmt: skip
     if sums != gradients.dtype:
         with np.errstate(all="ignore"):

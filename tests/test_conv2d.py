@@ -253,6 +253,16 @@ def test_arguments_by_position_and_as_numbers():
     assert_array_equal(fastrelu.conv2d(x, w, b, np.int64(2), [1, 1], np.array([2, 2])), expected)
 
 
+@pytest.mark.parametrize("value", [1.0, (1.0, 1), (1, np.float32(1))], ids=["float", "float_of_two", "float32_of_two"])
+@pytest.mark.parametrize("name", ["stride", "dilation", "groups"])
+def test_number_that_only_equals_one_that_came_before(name, value):
+    x, w = np.ones((2, 5, 5)), np.ones((2, 2, 3, 3))
+    whole = {name: 1 if name == "groups" else (1, 1)}
+    fastrelu.conv2d(x, w, **whole)
+    with pytest.raises(TypeError, match=f"conv2d: {name} must be a whole number"):
+        fastrelu.conv2d(x, w, **{name: value})
+
+
 def test_lists_and_integers():
     y = fastrelu.conv2d([[[1, 2, 3]]], [[[[1, -1]]]])
     assert y.dtype == np.float64

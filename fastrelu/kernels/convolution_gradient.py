@@ -5,6 +5,7 @@
 ``_slab``       another kind: all of dw, over one block of positions (`fastrelu.kernels.slabs` says why)
 ``_add_depthwise``  the same where each channel has kernels of its own: channels stand side by side
 ``_add_block``  one block of positions: forms dz, copies patches, and leaves the sums to the micro-kernel
+``_ask``        what the next block needs, for the micro-kernel to fetch meanwhile
 ``_split``      where the positions of a block stand in the images
 ``_fill``       the band: what these need of x, padded by zeros
 
@@ -18,6 +19,7 @@ each with every s-th column, so that neighbours of the output are neighbours the
 from numba.extending import register_jitable
 
 from fastrelu.kernels.gradient import GRADIENT_SCRATCH, OPERAND, PLACE, form_block
+from fastrelu.kernels.linear import STRIDE
 from fastrelu.kernels.matrix import SERIAL
 from fastrelu.kernels.memory import (
     atomic_add,
@@ -66,6 +68,10 @@ LONG = 64
 PATCH_BYTES = 768
 # Rows of dw that are worth a part of their own, for which all of dz has to be formed once more.
 GOOD_ROWS = 96
+
+# Bytes of a list of what will be needed next: of dy, y and x the pieces of 64 bytes that a block has in so many images.
+IMAGES = 2
+SOON = 24 * (3 * (8 * KC // LINE + IMAGES) + 1)
 
 # After the words of a job, which begin with those of its kind: blocks of positions, and rows with the one of ones.
 _JOB = JOB + 16
@@ -220,6 +226,47 @@ def _form(problem, scratch, group, first, terms, j0, j1):
 
 
 @register_jitable
+def _ask_planes(soon, a, image_step, channel_step, plane, first, terms, channels, SIZE, piece):
+    """Add what some channels have at the positions of a block to a list of what will be needed; returns its new end."""
+    done = 0
+    for _ in range(IMAGES):
+        image, place = (first + done) // plane, (first + done) % plane
+        count = smaller(plane - place, terms - done)
+        for at in range(0, count * SIZE, piece):
+            write_words(soon, (a + image * image_step + place * SIZE + at, channel_step, channels))
+            soon += 24
+        done += count
+    return soon
+
+
+@register_jitable
+def _ask(problem, soon, group, first, j, outputs, r, rows, piece):
+    """List what the block of positions from `first` on needs of some output channels, and of rows of a flat x, in pieces;
+    returns how many these are. Memory delivers it beside the arithmetic of the block before.
+    """
+    x, x_image, x_channel, _, x_column = words(problem + X, 5)
+    dy, dy_image, dy_channel, dy_position, plane, y, y_image, y_channel, y_position = words(problem + DY, 9)
+    images, _, channels = words(problem + INPUT, 3)
+    n, OH, OW = words(problem + OUTPUT, 3)
+    IN = read_word(problem + KIND + 24)
+    terms, begin = smaller(KC, images * OH * OW - first), soon
+    if terms > 0 and outputs > 0 and dy_position == IN and dy_channel != IN:
+        at = group * n + j
+        soon = _ask_planes(soon, dy + at * dy_channel, dy_image, dy_channel, plane, first, terms, outputs, IN, piece)
+        if y != 0 and y_position == IN:
+            soon = _ask_planes(soon, y + at * y_channel, y_image, y_channel, plane, first, terms, outputs, IN, piece)
+    if terms > 0 and rows > 0 and x_column == IN:
+        x += (group * channels + r) * x_channel
+        soon = _ask_planes(soon, x, x_image, x_channel, OH * OW, first, terms, rows, IN, piece)
+    write_words(soon, (0, 0, 0))
+    asked = 0
+    while begin < soon:
+        asked += read_word(begin + 16)
+        begin += 24
+    return asked
+
+
+@register_jitable
 def _side_by_side(problem, scratch, pieces, shape, x, channels, lanes, target):
     """The band of some channels with the channels side by side; returns 1 if there was memory."""
     phase, row, channel, unit = shape
@@ -316,7 +363,7 @@ def _add_block(problem, scratch, group, number, r0, r1, j0, j1, sums, sums_row, 
         if memory == 0:
             return 0
         band = memory
-    block, nothing = stack(160), stack(24)
+    block, soon, nothing = stack(160), stack(SOON), stack(24)
     write_words(nothing, (0, 0, 0))
     r = r0
     while r < r1:
@@ -353,13 +400,16 @@ def _add_block(problem, scratch, group, number, r0, r1, j0, j1, sums, sums_row, 
             lanes = panel_width(j1 - j, NARROW, NR)
             table = kernels + (MR * 8 if lanes > NARROW else 0)
             total = sums + (r - r0) * sums_row + (j - j0) * SIZE
-            write_words(
-                block, (patches, patch_row, SIZE, scratch + _DZ + (j - j0) * KC * SIZE, lanes * SIZE, terms, nothing, 0)
-            )
-            write_words(block + 64, (0, not is_first, 0, 0, 0, total, sums_row, 0, 0, 0, 0))
+            outputs = smaller(lanes, j1 - j) if r == r0 else 0
+            rows = last - r if is_flat and j == j0 else 0
+            asked = _ask(problem, soon, group, first + KC, j, outputs, r, rows, larger(lanes * SIZE, LINE))
             whole, rest = (end - r) // MR, (end - r) % MR
+            rate = ceil(asked * STRIDE, terms * larger(whole, 1))
+            write_words(block, (patches, patch_row, SIZE, scratch + _DZ + (j - j0) * KC * SIZE, lanes * SIZE, terms))
+            write_words(block + 48, (soon, rate, 0, not is_first, 0, 0, 0, total, sums_row, 0, 0, 0, 0))
             if whole > 0:
                 call_address(read_word(table + 8 * MR - 8), block, whole)
+                write_words(block + 48, (nothing, 0))
             if rest > 0:
                 write_words(block, (patches + whole * MR * patch_row, patch_row))
                 write_words(block + 104, (total + whole * MR * sums_row, sums_row))

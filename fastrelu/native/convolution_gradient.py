@@ -5,12 +5,18 @@ Importing this module needs neither Numba nor llvmlite.
 
 from __future__ import annotations
 
+import ctypes
+from functools import cache, lru_cache
+from typing import Any
+
 import numpy as np
 from numpy import ndarray
 
 from fastrelu.native import matrix, target
-from fastrelu.native.convolution import Geometry
-from fastrelu.native.routine import routine
+from fastrelu.native.convolution import PLANS, Geometry, optional_address, parameter
+from fastrelu.native.routine import address, routine
+
+Numbers = tuple[int, ...]
 
 
 def _is_flat(a: ndarray) -> bool:
@@ -21,13 +27,60 @@ def _is_flat(a: ndarray) -> bool:
 
 def _flat(a: ndarray) -> ndarray:
     """`a`, or a copy of it that is flat."""
-    return a if _is_flat(a) else np.ascontiguousarray(a)
+    return a if a.flags.c_contiguous or _is_flat(a) else np.ascontiguousarray(a)
 
 
-def _steps(a: ndarray) -> tuple[int, int, int, int]:
-    """The address, and the steps between images, channels and positions."""
-    image, channel, row, column = a.strides
-    return a.ctypes.data, image, channel, row if a.shape[3] == 1 else column
+def _steps(shape: Numbers, strides: Numbers) -> Numbers:
+    """The steps between images, channels and positions."""
+    image, channel, row, column = strides
+    return image, channel, row if shape[3] == 1 else column
+
+
+@cache
+def _one(dtype: np.dtype[Any]) -> ndarray:
+    return np.ones(1, dtype)
+
+
+@lru_cache(PLANS)
+def _words(
+    dy: Numbers,
+    dy_strides: Numbers,
+    y_strides: Numbers | None,
+    x: Numbers,
+    x_strides: Numbers,
+    x_is_flat: bool,
+    kernel: tuple[int, int],
+    geometry: Geometry,
+    formula: str,
+    dtype: np.dtype[Any],
+) -> tuple[Numbers, Numbers, Numbers, Numbers, str]:
+    """What a task says besides the addresses of its arrays: what follows those of x, dy and y; the end; the type of sums."""
+    from fastrelu.native import loops
+
+    vector_bytes = target.vector_bytes()
+    tiling = matrix.Tiling(dtype.name, vector_bytes)
+    images, outputs, out_height, out_width = dy
+    _, channels, height, width = x
+    dy_steps = _steps(dy, dy_strides)
+    y_steps = None if y_strides is None else _steps(dy, y_strides)
+    # Images that follow one another without a gap are as one.
+    is_one = all(steps[0] == out_height * out_width * steps[2] for steps in (dy_steps, y_steps) if steps is not None)
+    plane = out_height * out_width * (images if is_one else 1)
+    # Channels that each have one kernel of their own are columns of one product, and so is db alone.
+    is_depthwise = 1 < geometry.groups == channels == outputs
+    groups = 1 if is_depthwise or channels == 0 else geometry.groups
+    addresses = loops.addresses_of_weight_gradient(formula, tiling.dtype, vector_bytes)
+    end = (
+        *(images, groups, channels // geometry.groups, height, width),
+        *(outputs // groups, out_height, out_width),
+        *(*kernel, *geometry.stride, *geometry.padding[:2], *geometry.dilation),
+        *(tiling.rows, tiling.widths[0], tiling.widths[-1], tiling.in_size, tiling.size),
+        *addresses[:-1],
+        address(_one(dtype)),
+        addresses[-1] if is_depthwise else 0,
+    )
+    after_x = *x_strides[:3], _steps(x, x_strides)[2] if x_is_flat else x_strides[3], int(x_is_flat)
+    return after_x, (*dy_steps, plane), y_steps or (0, 0, 0), end, tiling.sum_dtype
 
 
 def weight_gradient(
@@ -60,41 +113,21 @@ def weight_gradient(
     dw_held, db_held : ndarray or None
         What the gradients are added to (C-contiguous).
     """
-    from fastrelu.native import loops
-
-    dtype, vector_bytes = dy.dtype.name, target.vector_bytes()
-    tiling = matrix.Tiling(dtype, vector_bytes)
     dy = _flat(dy)
     y = None if y is None else _flat(y)
-    images, outputs, out_height, out_width = dy.shape
     kernel = (1, 1)
     if x is None or dw is None:
-        x, x_is_flat = np.empty((images, 0, 1, 1), dy.dtype), True
+        x, x_is_flat = np.empty((len(dy), 0, 1, 1), dy.dtype), True
     else:
         kernel = dw.shape[2], dw.shape[3]
         x_is_flat = kernel == geometry.stride == (1, 1) and not any(geometry.padding) and _is_flat(x)
-    _, channels, height, width = x.shape
-    parameter = np.array([alpha], tiling.sum_dtype)
-    one = np.ones(1, dy.dtype)
-    # Images that follow one another without a gap are as one.
-    flats = [a for a in (dy, y) if a is not None]
-    is_one = all(_steps(a)[1] == out_height * out_width * _steps(a)[3] for a in flats)
-    plane = out_height * out_width * (images if is_one else 1)
-    # Channels that each have one kernel of their own are columns of one product.
-    is_depthwise = 1 < geometry.groups == channels == outputs
-    groups = 1 if is_depthwise else geometry.groups
-    addresses = loops.addresses_of_weight_gradient(formula, dtype, vector_bytes)
+    after_x, after_dy, after_y, end, sums = _words(
+        *(dy.shape, dy.strides, None if y is None else y.strides, x.shape, x.strides, x_is_flat),
+        *(kernel, geometry, formula, dy.dtype),
+    )
+    number = parameter(alpha, sums)
     routine("convolution_gradient", "build")(
-        *(x.ctypes.data, *x.strides[:3], _steps(x)[3] if x_is_flat else x.strides[3], int(x_is_flat)),
-        *(*_steps(dy), plane),
-        *((0, 0, 0, 0) if y is None else _steps(y)),
-        parameter.ctypes.data,
-        *(0 if a is None else a.ctypes.data for a in (dw, dw_held, db, db_held)),
-        *(images, groups, channels // geometry.groups, height, width),
-        *(outputs // groups, out_height, out_width),
-        *(*kernel, *geometry.stride, *geometry.padding[:2], *geometry.dilation),
-        *(tiling.rows, tiling.widths[0], tiling.widths[-1], tiling.in_size, tiling.size),
-        *addresses[:-1],
-        one.ctypes.data,
-        addresses[-1] if is_depthwise else 0,
+        *(address(x), *after_x, address(dy), *after_dy, optional_address(y), *after_y, ctypes.addressof(number)),
+        *(optional_address(dw), optional_address(dw_held), optional_address(db), optional_address(db_held)),
+        *end,
     )

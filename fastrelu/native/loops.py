@@ -200,6 +200,7 @@ def address_of_gradient(spec: Gradient) -> int:
         return linker.link(spec.name, source)
 
 
+@cache
 def addresses_of_weight_gradient(formula: str, dtype: str, vector_bytes: int) -> tuple[int, ...]:
     """The functions that the gradient of a convolution's weight needs: packing, micro-kernels, forming of dz, delivery,
     adding of sums, packing of these, and sums of channels by themselves.
