@@ -307,6 +307,7 @@ def _kernels_of_convolution(function: str, dtype: str, width: int) -> Iterator[t
         yield f"{function} {dtype}", partial(loops.addresses_of_patches, formula, None, dtype, width)
         return
     derivative = "" if formula == "backward" else formula
+    yield "swapped weight", partial(routine, "swapped_weight", "build")
     yield "convolution gradient", partial(routine, "convolution_gradient", "build")
     yield f"{function} {dtype} dx", partial(loops.addresses_of_patches, "", derivative, dtype, width)
     yield f"{function} {dtype} dw", partial(loops.addresses_of_weight_gradient, derivative, dtype, width)

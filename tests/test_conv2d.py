@@ -82,6 +82,14 @@ def test_depthwise(multiplier):
     check(Case((2, 20, 7, 18), 20 * multiplier, (3, 3), (2, 2), (1, 1), groups=20))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_parameter_of_few_output_channels(channels, dtype):
+    # Their tiles are long: the parameter has to reach the last lane.
+    check(Case((2, channels, 26, 38), channels, (5, 2), (1, 2), (0, 1), (2, 2), groups=channels), "conv2d_leaky_relu", dtype)
+    check(Case((1, 3, 20, 300), channels, (3, 3), padding=(1, 1)), "conv2d_elu", dtype)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 15, 16, 17, 63, 64, 65, 130])
 def test_remainders_of_positions(size):
     for kernel in ((1, 1), (1, 3)):

@@ -60,11 +60,12 @@ def test_dx_of_few_channels_of_odd_shapes(height, width, kernel, dilation):
     assert_array_equal(bits(dx), bits(backward("conv2d_relu_backward", case, dy, y, x, w)[0]))
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_columns_of_a_phase(stride, dtype):
-    for width in (15, 16, 17, 31, 32, 33, 34):
+    for width in (15, 16, 17, 31, 32, 33, 34, 65):
         check(Case((1, 3, 4, width), 4, (2, 3), (1, stride), (1, 2)), "conv2d", dtype)
+        check(Case((1, 3, 4, width), 4, (2, 5), (2, stride), (2, 3)), "conv2d", dtype)
 
 
 def test_pieces_of_a_vector():
@@ -92,7 +93,7 @@ def test_bands_that_read_nothing_behind_an_image():
 )
 @pytest.mark.parametrize("threads", [1, 3, 64])
 def test_parts_cover_all_results_and_fit_their_memory(case, threads):
-    words, _ = plan.make(job(case, threads), (0,) * 9)
+    words, _ = plan.make(job(case, threads), (0,) * 10)
     at = plan.PARTS // 8
     images, rows, columns, row_parts, column_parts, places, channels, channel_parts, groups, parts = map(
         int, words[at : at + 10]

@@ -9,9 +9,19 @@ the type of the sums; dz = f'(dy, y) is formed while it is copied.
 from numba.extending import register_jitable
 
 from fastrelu.kernels.gradient import OPERAND, PLACE, form_block
-from fastrelu.kernels.memory import copy_element, larger, read_word, smaller, stack, words, write_word, write_words
+from fastrelu.kernels.memory import (
+    call_address,
+    copy_element,
+    larger,
+    read_word,
+    smaller,
+    stack,
+    words,
+    write_word,
+    write_words,
+)
 from fastrelu.kernels.packing import pack_block
-from fastrelu.native.plan import BAND, FORM, LOWEST, PACK, PHASES, SECOND, SIZES, SOURCE, TYPE
+from fastrelu.native.plan import BAND, FORM, LOWEST, PACK, PHASES, ROWS, SECOND, SIZES, SOURCE, TYPE
 
 # Bytes of a row from which on it is faster to write the zeros beside each row than those of a whole channel before.
 LONG_ROW = 128
@@ -95,6 +105,20 @@ def copy_band(plan, scratch, source, second, alpha, images, place, extent, band)
     steps = row_stride * row_step, column_stride * step
     second_steps = row_stride * second_row, column_stride * second_step
     form, IN = read_word(plan + FORM), read_word(plan + TYPE)
+    rows_function = read_word(plan + ROWS)
+    is_known = column_phases == column_stride and (column_stride == 2 or column_stride == 4)
+    if is_known and rows_function != 0 and form == 0 and step == IN:
+        task = stack(88)
+        for c in range(channels):
+            for f in range(row_phases):
+                first, last = _inside(i, row_stride, read_word(row_list + 8 * f), rows, height)
+                start = c * channel_step + (i * row_stride + read_word(row_list + 8 * f)) * row_step
+                target = band + c * channel_pitch + f * row_phase_pitch
+                for image in range(images):
+                    write_words(task, (source + image * image_step + start, steps[0], rows, first, last, columns))
+                    write_words(task + 48, (j * column_stride, width, target + image * image_pitch, pitch, column_phase_pitch))
+                    call_address(rows_function, task, column_stride)
+        return
     # Where a copy goes row by row, and fills the rest of its vectors with zeros, all the others can be written before it.
     is_simple = pitch < LONG_ROW and form == 0 and (steps[1] == IN or steps[1] == 2 * IN)
     for c in range(channels):

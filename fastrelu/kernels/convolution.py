@@ -137,7 +137,8 @@ def _list_flat(plan, first, width, images, extent, pieces, segments):
     rows, row = extent
     LANES, SIZE = read_word(plan + TILING + 24), read_word(plan + TYPE + 8)
     image_pitch, pitch = words(plan + BAND + 32, 2)
-    out_image, _, out_row, out_step = words(plan + OUT, 4)
+    out_image, _, out_row, out_step, _, is_dense = words(plan + OUT, 6)
+    is_dense = is_dense and pitch == row * SIZE
     source = first * SIZE
     image, i, j = source // image_pitch, source % image_pitch // pitch, source % pitch // SIZE
     at = piece = segment = 0
@@ -145,8 +146,12 @@ def _list_flat(plan, first, width, images, extent, pieces, segments):
         run = smaller(row - j, width - at)
         if run > 0 and i < rows:
             piece = _split((first + at) * SIZE, at, run, LANES, SIZE, pieces, piece)
-            write_words(segments + PIECE * segment, (image * out_image + i * out_row + j * out_step, at, run))
-            segment += 1
+            if at == 0 or i == 0 or not is_dense:
+                write_words(segments + PIECE * segment, (image * out_image + i * out_row + j * out_step, at, run))
+                segment += 1
+            else:
+                last = segments + PIECE * (segment - 1) + 16
+                write_word(last, read_word(last) + run)
         at += pitch // SIZE - j
         j = 0
         i += 1
@@ -312,7 +317,10 @@ def _calculate(job, index, scratch):
     is_flat = read_word(plan + FLAT)
     if is_flat:
         positions = ((part_images - 1) * image_pitch + (extent[0] - 1) * pitch) // SIZE + extent[1]
-    _fill(scratch + _ALPHA, alpha, SIZE, NR if rows > FEW_ROWS else larger(NR, extent[1] + 1 & -2))
+    lanes_of_alpha = NR
+    if rows <= FEW_ROWS:  # long tiles take it as a row, and so does what delivers a whole row of results
+        lanes_of_alpha = larger(larger(NR, read_word(plan + TILING + 24 + 8 * rows)), extent[1] + 1 & -2)
+    _fill(scratch + _ALPHA, alpha, SIZE, lanes_of_alpha)
     for g in range(group, smaller(group + some_groups, groups)):
         source = x + image0 * image_step + g * group_step
         origin_place = i0 * stride * row_step + j0 * step

@@ -136,6 +136,25 @@ def store_lanes(lanes: int):
     return store_count
 
 
+@intrinsic
+def store_every_other(typing_context, address, value, count):
+    """Write the first `count` lanes of `value` to every second place from `address` on, and nothing between them."""
+
+    def codegen(context, builder, sig, args):
+        address, lanes, count = args
+        places = Vector(value.element, 2 * value.lanes)
+        spread = _shuffle(builder, lanes, [i // 2 for i in range(places.lanes)])
+        numbers = ir.Constant(ir.VectorType(_LANE, places.lanes), list(range(places.lanes)))
+        end = builder.trunc(builder.shl(count, WORD(1)), _LANE)
+        shown = builder.icmp_signed("<", numbers, splat(builder, end, places.lanes))
+        even = ir.Constant(places.mask.llvm, [i % 2 == 0 for i in range(places.lanes)])
+        arguments = [spread, pointer(builder, address, places.llvm), _LANE(size_of(value.element)), builder.and_(shown, even)]
+        call_intrinsic(builder, f"llvm.masked.store.{suffix(places)}.p0", ir.VoidType(), arguments)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, value, types.intp), codegen
+
+
 def every(step: int, first: int):
     """A primitive that returns every `step`-th lane of a vector, from number `first` on."""
 

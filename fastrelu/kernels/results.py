@@ -6,6 +6,7 @@
 
 from numba.extending import register_jitable
 
+from fastrelu.kernels.lanes import store_every_other
 from fastrelu.kernels.memory import load_operands, size_of, smaller, stack, store, store_partial, words
 from fastrelu.kernels.tile import load_row, load_transposed, on_rows, store_tile
 from fastrelu.kernels.vector import ELEMENTS, Vector, narrow, widened
@@ -65,6 +66,13 @@ def build(dtype: str, vector_bytes: int):
                                 value = load_held((held + (i + r) * h_row + j * OUT,), 0, count)[0] + value
                             store_partial(to, 0, rounded(value), count)
                             to += o_row
+        elif o_step == 2 * OUT and s_step == SIZE and held == 0:
+            for _ in range(rows):
+                for j in range(0, columns, LANES):
+                    count = smaller(columns - j, LANES)
+                    store_every_other(out + j * o_step, rounded(load_sums((source,), j, count)[0]), count)
+                source += s_row
+                out += o_row
         else:
             for i in range(rows):
                 for j in range(columns):

@@ -174,6 +174,16 @@ def _as_slice(numbers: list[int]) -> slice:
     return slice(numbers[0], numbers[-1] + 1, numbers[1] - numbers[0] if len(numbers) > 1 else 1)
 
 
+def _swapped(w: Array, groups: int) -> Array:
+    """A contiguous weight with the channels of each group before its outputs."""
+    outputs, channels, kernel = len(w) // groups, w.shape[1], w.shape[2] * w.shape[3] * w.itemsize
+    if outputs == 1 or channels == 1 or kernel == 0:
+        return w
+    swapped = np.empty(w.shape, w.dtype)
+    routine("swapped_weight", "build")(address(w), address(swapped), groups, outputs, channels, kernel)
+    return swapped
+
+
 def input_gradient(
     dy: Array,
     y: Array | None,
@@ -206,13 +216,8 @@ def input_gradient(
         dy.shape, dy.strides, second, w.shape, dx.shape, dx.strides, geometry, formula, dx.dtype, get_num_threads()
     )
     number = parameter(alpha, sums)
-    grouped = w.reshape(geometry.groups, -1, *w.shape[1:]).swapaxes(1, 2)
     added = None if held is None else np.ascontiguousarray(held)
     for words, rows, columns, start in plans:
-        taken = grouped[..., rows, columns]
-        if taken.shape == grouped.shape and w.flags.c_contiguous:
-            # As one axis: longer runs take NumPy half the time, 2.4 ms for 512 x 512 x 3 x 3.
-            taken = w.reshape(geometry.groups, -1, w.shape[1], w.shape[2] * w.shape[3]).swapaxes(1, 2)
-        weight = np.ascontiguousarray(taken, sums)
+        weight = _swapped(np.ascontiguousarray(w[..., rows, columns], sums), geometry.groups)
         to = 0 if added is None else address(added) + start
         _run(words, dy, y, weight, None, number, address(dx) + start, to)

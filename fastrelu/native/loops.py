@@ -223,7 +223,7 @@ def addresses_of_weight_gradient(formula: str, dtype: str, vector_bytes: int) ->
 
 
 def addresses_of_patches(formula: str, derivative: str | None, dtype: str, vector_bytes: int) -> tuple[int, ...]:
-    """The functions that a convolution needs, as the words of `fastrelu.native.plan` from `PACK` to `FORM`: with an activation,
+    """The functions that a convolution needs, as the words of `fastrelu.native.plan` from `PACK` to `ROWS`: with an activation,
     or for the gradient of its input if there is a `derivative`, "" for that of the identity.
     """
     tiling = matrix.Tiling(dtype, vector_bytes)
@@ -251,6 +251,7 @@ def addresses_of_patches(formula: str, derivative: str | None, dtype: str, vecto
             finish,
             deliver,
             form,
+            _part(matrix.rows_name(dtype, vector_bytes), "band_rows", "build", dtype, vector_bytes) if sums == dtype else 0,
         )
 
 

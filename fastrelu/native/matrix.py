@@ -56,6 +56,11 @@ def patches_name(dtype: str, vector_bytes: int) -> str:
     return f"fastrelu_patches_{dtype}_{vector_bytes}"
 
 
+def rows_name(dtype: str, vector_bytes: int) -> str:
+    """What copies rows of images into a band."""
+    return f"fastrelu_rows_{dtype}_{vector_bytes}"
+
+
 def depthwise_name(dtype: str, vector_bytes: int) -> str:
     """What sums the products of channels side by side."""
     return f"fastrelu_depthwise_gradient_{dtype}_{vector_bytes}"

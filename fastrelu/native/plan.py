@@ -24,18 +24,19 @@ TILES = 96  # the micro-kernels for panels, those that gather; whether they stor
 FINISH = 120  # what makes results from sums: either this
 DELIVER = 128  # or this, which also adds and reaches any place
 FORM = 136  # forming of dz
-SOURCE = 144  # of x or dy the steps of images, channels, rows and elements; its rows and columns; the step of groups
-SECOND = 200  # of what tells the derivative the steps of images, channels, rows, elements and groups
-OUT = 240  # of the results the steps of images, channels, rows, elements and groups; whether rows follow without gaps
-SIZES = 288  # rows of the weight and terms of a group, groups, channels of a group, images, rows and columns of results
-PHASES = 344  # of the rows how many and their list, of the columns how many and their list, strides
-LOWEST = 392  # for rows and for columns: the lowest tap, and the distance to the highest, in steps of the stride
-BAND = 424  # whether there is none; the pitches of channels, phases of rows, of columns, images and rows; bytes
-OFFSETS = 480  # of all terms, from a position of the band on
-FLAT = 488  # whether positions are those of the band, gaps included, and nothing is packed; bytes of a channel to read, or 0
-PARTS = 504  # of a part the images, rows, columns; how many an image has by rows and columns; how many parts that makes; of a
+ROWS = 144  # copy of rows, all phases of the columns at once; 0 if there is none
+SOURCE = 152  # of x or dy the steps of images, channels, rows and elements; its rows and columns; the step of groups
+SECOND = 208  # of what tells the derivative the steps of images, channels, rows, elements and groups
+OUT = 248  # of the results the steps of images, channels, rows, elements and groups; whether rows follow without gaps
+SIZES = 296  # rows of the weight and terms of a group, groups, channels of a group, images, rows and columns of results
+PHASES = 352  # of the rows how many and their list, of the columns how many and their list, strides
+LOWEST = 400  # for rows and for columns: the lowest tap, and the distance to the highest, in steps of the stride
+BAND = 432  # whether there is none; the pitches of channels, phases of rows, of columns, images and rows; bytes
+OFFSETS = 488  # of all terms, from a position of the band on
+FLAT = 496  # whether positions are those of the band, gaps included, and nothing is packed; bytes of a channel to read, or 0
+PARTS = 512  # of a part the images, rows, columns; how many an image has by rows and columns; how many parts that makes; of a
 # part the channels and how many that makes, the groups; how many parts in all
-_WORDS = 73
+_WORDS = 74
 
 # Multiply-adds below which a convolution stays on one thread, and those that are worth a part.
 SERIAL = 500_000
@@ -48,6 +49,10 @@ MOST_ROWS = 512
 BAND_BYTES = 1280 << 10
 # What it costs to pack a vector of a panel, in vectors of multiply-adds.
 PACK_COST = 6
+# And to copy what it is packed from.
+COPY_COST = 6
+# What a part takes longer than expected.
+UNEVEN = 1 / 32
 # Channels that stand a multiple of this apart meet in few sets of the caches.
 ALIASING = 4096
 # With a few rows of the weight, the sums of a whole part wait to be delivered.
@@ -169,11 +174,15 @@ def _lanes(positions: int, tiling: Tiling) -> int:
     return whole * wide + (wide if 2 * rest > wide else rest + -rest % narrow)
 
 
-def _all_lanes(job: Job, images: int) -> int:
-    """Lanes of the panels of all parts, if these have so many images."""
-    whole, rest = divmod(job.images, images)
-    plane = job.rows.size * job.columns.size
-    return whole * _lanes(images * plane, job.tiling) + _lanes(rest * plane, job.tiling)
+def _length(job: Job, images: int, rows: int) -> float:
+    """What the thread with most parts calculates, if a part has so many images, or so many rows of one."""
+    width = job.columns.size
+    parts = ceil(job.images / images) * ceil(job.rows.size / rows)
+    multiplied = _lanes(images * rows * width, job.tiling) * (job.m + PACK_COST)
+    copied = images * (rows + job.rows.span) * width * COPY_COST
+    turns = ceil(parts / job.threads)
+    # One thread may be slower than others: more parts even that out.
+    return (turns + UNEVEN) * (multiplied + copied)
 
 
 def _extent(job: Job, in_place: bool, wanted: int) -> tuple[int, int, int]:
@@ -204,10 +213,16 @@ def _extent(job: Job, in_place: bool, wanted: int) -> tuple[int, int, int]:
 
     if positions >= plane and fits(1, rows, columns):
         limit = most(min(job.images, positions // plane), (1, rows, columns), 0)
-        return min(range(limit, max(limit - 64, 0), -1), key=lambda n: _all_lanes(job, n)), rows, columns
+        return min(range(limit, max((limit - 1) // 4, limit - 64), -1), key=lambda n: _length(job, n, rows)), rows, columns
     if fits(1, 1, columns) and (positions >= columns or rows > 1):
-        return 1, _even(rows, most(max(min(rows, positions // columns), 1), (1, 1, columns), 1)), columns
+        limit = most(max(min(rows, 2 * positions // columns), 1), (1, 1, columns), 1)
+        return 1, min(range(limit, (limit - 1) // 4, -1), key=lambda n: _length(job, 1, n)), columns
     return 1, 1, _even(columns, most(max(min(columns, positions), 1), (1, 1, 1), 2))
+
+
+def _rows(job: Job, parts: int) -> int:
+    """Rows of the weight of each of so many parts, whole tiles."""
+    return ceil(ceil(job.m / parts) / job.tiling.rows) * job.tiling.rows
 
 
 def _is_flat(job: Job, in_place: bool, band: _Band, extent: tuple[int, int, int]) -> bool:
@@ -233,7 +248,7 @@ def make(job: Job, addresses: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], l
     job : Job
         The product.
     addresses : tuple of int
-        The words from `PACK` to `FORM`.
+        The words from `PACK` to `ROWS`.
     """
     tiling = job.tiling
     NR, MR = tiling.widths[-1], tiling.rows
@@ -256,9 +271,14 @@ def make(job: Job, addresses: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], l
     image_parts = ceil(job.images / images)
     row_parts, column_parts = ceil(rows.size / some_rows), ceil(columns.size / some_columns)
     places = image_parts * row_parts * column_parts
-    channel_parts = min(ceil(wanted / (places * job.groups)), max(job.m // (GOOD_TILES * MR), 1))
-    channel_parts = max(channel_parts, ceil(job.m / (MOST_ROWS // MR * MR)))
-    channels = ceil(ceil(job.m / channel_parts) / MR) * MR
+    most_parts = min(ceil(wanted / (places * job.groups)), max(job.m // (GOOD_TILES * MR), 1))
+    least_parts = ceil(job.m / (MOST_ROWS // MR * MR))
+
+    def length(channel_parts: int) -> int:
+        """Rows of the weight that the thread with most parts multiplies, and what their copies cost."""
+        return ceil(places * job.groups * channel_parts / job.threads) * (_rows(job, channel_parts) + PACK_COST + COPY_COST)
+
+    channels = _rows(job, min(range(least_parts, max(most_parts, least_parts) + 1), key=length))
     channel_parts = ceil(job.m / channels)
     groups = max(job.groups * places * channel_parts // max(wanted, 1), 1)
     groups = min(groups, job.groups) if wanted > 1 else job.groups
