@@ -32,10 +32,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 
+from fastrelu import activations
 from fastrelu import convolution_operands as operands
 from fastrelu.gradients import named, outputs_for
 from fastrelu.native.convolution import Geometry, forward, input_gradient
 from fastrelu.native.convolution_gradient import weight_gradient
+from fastrelu.operands import wide
 from fastrelu.operations import GRADIENTS
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ __all__ = [
     "conv2d_elu_backward",
     "conv2d_leaky_relu",
     "conv2d_leaky_relu_backward",
+    "conv2d_prelu",
     "conv2d_relu",
     "conv2d_relu_backward",
     "conv2d_sigmoid",
@@ -111,8 +114,6 @@ def _forward(
 
 def _activate(formula: str, y: ndarray, alpha: float) -> None:
     """The activation of sums without terms, in place."""
-    from fastrelu import activations
-
     if formula:
         parameters = (alpha,) if formula in ("leaky_relu", "elu") else ()
         getattr(activations, formula)(y, *parameters, out=y)
@@ -334,6 +335,72 @@ def conv2d_leaky_relu(
     array([[[-1.25,  2.  ]]])
     """
     return _forward("conv2d_leaky_relu", "leaky_relu", x, w, b, alpha, stride, padding, dilation, groups, out)
+
+
+def conv2d_prelu(
+    x: ArrayLike,
+    w: ArrayLike,
+    b: ArrayLike | None,
+    alpha: ArrayLike,
+    /,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    out: ndarray | None = None,
+) -> ndarray:
+    """Convolution and `prelu`, with a slope for each output channel.
+
+    The slopes are applied in a pass of their own. A gradient needs the sums rather than the output, since a learned slope may
+    become negative: `prelu_backward` of what `conv2d` gave, and then `conv2d_backward`.
+
+    Parameters
+    ----------
+    x, w, b
+        As for `conv2d`; b may be None.
+    alpha : array_like
+        Slopes (O,), or one for all.
+    stride, padding, dilation, groups
+        As for `conv2d`.
+    out : ndarray, optional
+        Where to put the result.
+
+    Returns
+    -------
+    ndarray
+        The output (N, O, OH, OW) or (O, OH, OW).
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrelu
+    >>> x, w = np.array([[[-3.0, 1.0, 2.0]]]), np.array([[[[1.0]]], [[[-1.0]]]])
+    >>> fastrelu.conv2d_prelu(x, w, None, np.array([0.5, 0.25]))
+    array([[[-1.5 ,  1.  ,  2.  ]],
+    <BLANKLINE>
+           [[ 3.  , -0.25, -0.5 ]]])
+    """
+    base = "conv2d_prelu"
+    given = operands.arrays(base, {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b})
+    slopes, dtype, outputs = operands.arrays(base, {"alpha": alpha})["alpha"], given["x"].dtype, given["w"].shape[:1]
+    if slopes.shape not in ((), outputs):
+        raise ValueError(f"{base}: alpha must have shape {outputs} or be one number, not have shape {slopes.shape}")
+    if out is not None:
+        shapes = given["x"].shape, given["w"].shape
+        operands.output(base, "out", out, operands.geometry(base, *shapes, stride, padding, dilation, groups)[1], dtype)
+    # Halves are rounded once, behind the slopes.
+    sums = wide(dtype)
+    given = {name: a.astype(sums, copy=False) for name, a in given.items()}
+    y = _forward(base, "", given["x"], given["w"], given.get("b"), 0.0, stride, padding, dilation, groups, None)
+    target = out if out is not None else y if sums == dtype else np.empty(y.shape, dtype)
+    activations.prelu(y, slopes.astype(sums, copy=False).reshape(-1, 1, 1), out=target, casting="same_kind")
+    return target
 
 
 def conv2d_elu(

@@ -135,6 +135,27 @@ def test_types_and_activations(name, dtype):
     check(PLAIN, name, dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", *HALVES])
+def test_slopes_of_channels(dtype):
+    x, w, b = PLAIN.operands(dtype, 3)
+    alpha = np.linspace(-1, 1, len(w)).astype(dtype)
+    wide = [a.astype(np.float32) if dtype in HALVES else a for a in (x, w, b, alpha)]
+    expected = fastrelu.prelu(fastrelu.conv2d(*wide[:3], padding=1), wide[3][:, None, None]).astype(x.dtype)
+    assert_array_equal(bits(fastrelu.conv2d_prelu(x, w, b, alpha, padding=1)), bits(expected))
+    out = np.full(expected.shape, 7, x.dtype)[..., ::-1]
+    assert fastrelu.conv2d_prelu(x[0], w, b, alpha, padding=1, out=out[0]).base is out.base
+    assert_array_equal(bits(out[0]), bits(expected[0]))
+    assert_array_equal(out[1:], 7)
+    assert_array_equal(fastrelu.conv2d_prelu(x, w, None, 0.0), fastrelu.conv2d_relu(x, w))
+
+
+def test_slopes_of_other_numbers_of_channels():
+    with pytest.raises(
+        ValueError, match=r"^conv2d_prelu: alpha must have shape \(7,\) or be one number, not have shape \(2,\)"
+    ):
+        fastrelu.conv2d_prelu(*PLAIN.operands(), np.ones(2))
+
+
 def test_no_bias():
     x, w, _ = PLAIN.operands()
     assert_array_equal(bits(fastrelu.conv2d(x, w, **PLAIN.options)), bits(layer("conv2d", PLAIN, x, w, None)))
