@@ -28,7 +28,7 @@ pytestmark = needs_proc
 SLACK = 512 << 10
 """Bytes: a few runs of pages that one allocator or another asks for at once. malloc's arenas grow by 132 KB, Python's by 1 MB
 (256 KB until 3.10), of which only what is touched counts."""
-NORMAL, NIGHTLY = 1_700, 20_000
+NORMAL, NIGHTLY = 1_000, 20_000
 ROUNDS = 5
 
 Call = Callable[[], Any]

@@ -515,7 +515,7 @@ def beside_numba(layer):
     user.result()
 
 
-@pytest.mark.parametrize("layer", ["workqueue", "omp", "tbb"])
+@pytest.mark.parametrize("layer", ["omp", *(pytest.param(layer, marks=pytest.mark.nightly) for layer in ("workqueue", "tbb"))])
 def test_numba_threads_at_the_same_time(layer):
     call(beside_numba, layer, env={"NUMBA_THREADING_LAYER": layer})
 
@@ -635,7 +635,7 @@ def alarmed(delay):
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no alarm here")
-@pytest.mark.parametrize("delay", [0.12, 0.3, 0.8])
+@pytest.mark.parametrize("delay", [0.3, *(pytest.param(delay, marks=pytest.mark.nightly) for delay in (0.12, 0.8))])
 def test_handler_of_another_signal_raises_during_the_first_use(delay):
     call(alarmed, delay, env={"FASTRELU_CACHE_DIR": "off"})
 
