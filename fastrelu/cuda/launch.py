@@ -88,6 +88,9 @@ class Driver(Protocol):
     def wait_for(self, device: int, stream: int, other: int) -> None:
         """Let a stream wait for what another has been told so far."""
 
+    def synchronize(self, device: int, stream: int) -> None:
+        """Wait for what a stream has been told so far."""
+
 
 driver: Driver | None = None
 """The driver in use; None until the first one is wanted."""
@@ -292,12 +295,12 @@ class CudaDriver:
     def copy_to_device(self, device: int, pointer: int, host: int, nbytes: int, stream: int) -> None:
         with self._on(device):
             self._call(self._api.cuMemcpyHtoDAsync, pointer, host, nbytes, stream)
-            self._call(self._api.cuStreamSynchronize, stream)
+        self.synchronize(device, stream)
 
     def copy_to_host(self, device: int, host: int, pointer: int, nbytes: int, stream: int) -> None:
         with self._on(device):
             self._call(self._api.cuMemcpyDtoHAsync, host, pointer, nbytes, stream)
-            self._call(self._api.cuStreamSynchronize, stream)
+        self.synchronize(device, stream)
 
     def wait_for(self, device: int, stream: int, other: int) -> None:
         api = self._api
@@ -308,6 +311,10 @@ class CudaDriver:
                 self._call(api.cuStreamWaitEvent, stream, event, 0)
             finally:
                 self._call(api.cuEventDestroy, event)  # its work is done even if the device has not come to it
+
+    def synchronize(self, device: int, stream: int) -> None:
+        with self._on(device):
+            self._call(self._api.cuStreamSynchronize, stream)
 
     def _attribute(self, device: int, name: str) -> int:
         attribute = getattr(self._api.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
