@@ -1,0 +1,40 @@
+"""An emulator of compiled PTX: kernels run where there is no GPU, and what they do wrong is found.
+
+It executes what the compiler made, on real memory, with the results that PTX defines, to the bit. It finds accesses out of bounds and misaligned ones, races in shared
+memory, copies that nobody waited for, barriers and warp instructions that not all threads reach; and it counts instructions, sectors and bank conflicts. What it does not know is
+an error.
+
+| module | holds |
+|---|---|
+| `parser` | PTX text to instructions |
+| `program` | a kernel's straight stretches of code, and where its variables lie |
+| `machine` | blocks side by side: registers, divergence, barriers |
+| `instructions` | what each instruction does |
+| `numbers` | arithmetic as PTX defines it |
+| `memory`, `shared`, `races` | memory, its bounds, and who touched it |
+| `statistics` | what a launch did |
+| `run`, `driver` | a launch, and a device made of it for `fastrelu.cuda` |
+"""
+
+from .driver import DeviceArray, EmulatedDriver
+from .errors import Deadlock, Diverged, EmulationError, Misaligned, OutOfBounds, Race, UnknownInstruction
+from .memory import GlobalMemory
+from .program import Program
+from .run import launch
+from .statistics import Statistics
+
+__all__ = [
+    "Deadlock",
+    "DeviceArray",
+    "Diverged",
+    "EmulatedDriver",
+    "EmulationError",
+    "GlobalMemory",
+    "Misaligned",
+    "OutOfBounds",
+    "Program",
+    "Race",
+    "Statistics",
+    "UnknownInstruction",
+    "launch",
+]

@@ -1,0 +1,127 @@
+"""Global memory: the real addresses of arrays on this machine.
+
+A kernel gets the addresses that it would get on a device, and the emulator reads and writes there. So an array in a test is a NumPy array, and a
+whole public call runs on it. Only what is registered may be touched: everything else is out of bounds, to the byte.
+"""
+
+from __future__ import annotations
+
+import weakref
+from bisect import bisect_right, insort
+from typing import Any
+
+import numpy as np
+
+from .errors import Misaligned, OutOfBounds
+
+# What an access of so many bytes is carried by; nothing is calculated with it. Complex numbers are NumPy's only plain type of 16 bytes.
+CARRIERS = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.uint16),
+    4: np.dtype(np.uint32),
+    8: np.dtype(np.uint64),
+    16: np.dtype(np.complex128),
+}
+_ORIGIN = 4096  # NumPy refuses an array at the address 0
+
+
+class _AddressSpace:
+    """All of the process's memory as one array of items of one size."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.__array_interface__ = {
+            "data": (_ORIGIN, False),
+            "shape": ((1 << 47) // dtype.itemsize,),
+            "typestr": dtype.str,
+            "version": 3,
+        }
+
+
+_SPACES = {size: np.asarray(_AddressSpace(dtype)) for size, dtype in CARRIERS.items()}
+_SHIFTS = {size: size.bit_length() - 1 for size in CARRIERS}
+
+
+class GlobalMemory:
+    """The arrays that kernels may touch."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: dict[int, int] = {}
+        self._names: dict[int, str] = {}
+        self._count: dict[int, int] = {}
+        self._writable: set[int] = set()
+
+    def register(self, array: np.ndarray[Any, Any], name: str = "", *, writable: bool = True) -> None:
+        """Allow kernels to touch ``array``, for as long as the array lives (its memory must be its own: contiguous in some order)."""
+        low, high = np.lib.array_utils.byte_bounds(array)
+        self.add(low, high, name or f"array {array.shape} {array.dtype}", writable=writable)
+        weakref.finalize(array, self.remove, low)
+
+    def add(self, low: int, high: int, name: str, *, writable: bool = True) -> None:
+        """Allow kernels to touch the addresses from ``low`` to ``high``, which is not included."""
+        if writable:
+            self._writable.add(low)
+        if low in self._ends:
+            self._count[low] += 1
+            self._ends[low] = max(self._ends[low], high)
+        else:
+            insort(self._starts, low)
+            self._ends[low], self._names[low], self._count[low] = high, name, 1
+
+    def remove(self, low: int) -> None:
+        """Take back what `add` allowed."""
+        self._count[low] -= 1
+        if not self._count[low]:
+            self._starts.remove(low)
+            del self._ends[low], self._names[low], self._count[low]
+            self._writable.discard(low)
+
+    def check(self, addresses: np.ndarray[Any, Any], size: int, *, write: bool = False) -> None:
+        """Raise where an access of ``size`` bytes is misaligned or leaves every region; the message names the nearest one."""
+        if size > 1 and (np.bitwise_or.reduce(addresses) & (size - 1)):
+            bad = int(np.flatnonzero(addresses & np.uint64(size - 1))[0])
+            raise Misaligned(f"global address {int(addresses[bad]):#x} is no multiple of {size} (lane {bad} of the access)")
+        if not addresses.size:
+            return
+        low, high = int(addresses.min()), int(addresses.max()) + size
+        at = bisect_right(self._starts, low) - 1
+        if at >= 0 and high <= self._ends[self._starts[at]] and (not write or self._starts[at] in self._writable):
+            return
+        starts = np.array([s for s in self._starts if not write or s in self._writable], np.uint64)
+        ends = np.array([self._ends[int(s)] for s in starts], np.uint64)
+        found = np.searchsorted(starts, addresses, "right") - 1
+        wrong = found < 0
+        if len(starts):
+            wrong |= addresses + np.uint64(size) > ends[found]
+        if wrong.any():
+            bad = int(np.flatnonzero(wrong)[0])
+            raise OutOfBounds(
+                f"global {'write' if write else 'read'} of {size} bytes at {self.describe(int(addresses[bad]))} (lane {bad} of the access)"
+            )
+
+    def describe(self, address: int) -> str:
+        """An address in words: how far it lies before or behind the nearest region."""
+        best, words = None, f"{address:#x}, with nothing registered"
+        for start in self._starts:
+            end = self._ends[start]
+            distance = start - address if address < start else address - end
+            if best is None or distance < best:
+                best = distance
+                words = f"{distance} bytes {'before' if address < start else 'behind'} {self._names[start]}"
+        return words
+
+    @staticmethod
+    def read(addresses: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
+        """The items at the addresses, which were checked."""
+        items: np.ndarray[Any, Any] = _SPACES[size].take(_index(addresses, size))
+        return items
+
+    @staticmethod
+    def write(addresses: np.ndarray[Any, Any], items: np.ndarray[Any, Any], size: int) -> None:
+        """Put items at the addresses, which were checked."""
+        _SPACES[size][_index(addresses, size)] = items
+
+
+def _index(addresses: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
+    index: np.ndarray[Any, Any] = ((addresses - np.uint64(_ORIGIN)) >> np.uint64(_SHIFTS[size])).view(np.int64)
+    return index
