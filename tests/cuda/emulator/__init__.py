@@ -1,8 +1,9 @@
 """An emulator of compiled PTX: kernels run where there is no GPU, and what they do wrong is found.
 
-It executes what the compiler made, on real memory, with the results that PTX defines, to the bit. It finds accesses out of bounds and misaligned ones, races in shared
-memory, copies that nobody waited for, barriers and warp instructions that not all threads reach; and it counts instructions, sectors and bank conflicts. What it does not know is
-an error.
+It executes what the compiler made, on real memory, with the results that PTX defines, to the bit. It finds accesses
+out of bounds and misaligned ones, races in shared memory, copies that nobody waited for, barriers and warp
+instructions that not all threads reach; and it counts instructions, sectors and bank conflicts. What it does not know
+is an error.
 
 | module | holds |
 |---|---|

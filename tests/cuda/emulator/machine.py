@@ -1,8 +1,9 @@
 """Blocks of a grid, run side by side: one NumPy array holds a register of all of their threads.
 
-A *lane* is a thread of one of the blocks. The lanes of a block are padded to whole warps; padding never runs. Instructions are bound once to the arrays that they work on,
-as closures, and grouped into straight stretches of code. A stretch runs for all lanes that stand at its start; of several such groups the one that is
-furthest behind runs first, so that lanes meet again where their ways join.
+A *lane* is a thread of one of the blocks. The lanes of a block are padded to whole warps; padding never runs.
+Instructions are bound once to the arrays that they work on, as closures, and grouped into straight stretches of code.
+A stretch runs for all lanes that stand at its start; of several such groups the one that is furthest behind runs
+first, so that lanes meet again where their ways join.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class Machine:
         if program.dynamic_align:
             static = -(-static // program.dynamic_align) * program.dynamic_align
         self._symbols = {name: BASE + offset for name, offset in program.shared_offsets.items()}
-        self._symbols |= {name: BASE + static for name in program.dynamic_names}
-        self._symbols |= {name: at for name, at in program.local_offsets.items()}
+        self._symbols |= dict.fromkeys(program.dynamic_names, BASE + static)
+        self._symbols |= program.local_offsets
         self.shared = SharedMemory(blocks, self.lanes, static + shared, program.granule)
         self.local = np.zeros((self.lanes, max(program.local_size, 1)), np.uint8)
         self.parameters: dict[str, np.generic] = {}
@@ -75,7 +76,7 @@ class Machine:
         self.committed = np.zeros(self.lanes, np.int64)
         self._registers = {name: np.zeros(self.lanes, TYPES[r.type]) for name, r in program.kernel.registers.items()}
         self._constants: dict[tuple[bytes, np.dtype[Any]], Array] = {}
-        x, y, z = block
+        x, y, _ = block
         self._special = {
             "%tid.x": self.thread % x,
             "%tid.y": self.thread // x % y,

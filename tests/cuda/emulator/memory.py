@@ -1,7 +1,8 @@
 """Global memory: the real addresses of arrays on this machine.
 
-A kernel gets the addresses that it would get on a device, and the emulator reads and writes there. So an array in a test is a NumPy array, and a
-whole public call runs on it. Only what is registered may be touched: everything else is out of bounds, to the byte.
+A kernel gets the addresses that it would get on a device, and the emulator reads and writes there. So an array in a
+test is a NumPy array, and a whole public call runs on it. Only what is registered may be touched: everything else is
+out of bounds, to the byte.
 """
 
 from __future__ import annotations
@@ -14,14 +15,8 @@ import numpy as np
 
 from .errors import Misaligned, OutOfBounds
 
-# What an access of so many bytes is carried by; nothing is calculated with it. Complex numbers are NumPy's only plain type of 16 bytes.
-CARRIERS = {
-    1: np.dtype(np.uint8),
-    2: np.dtype(np.uint16),
-    4: np.dtype(np.uint32),
-    8: np.dtype(np.uint64),
-    16: np.dtype(np.complex128),
-}
+# What carries an access of so many bytes; nothing is calculated with it. A complex number is NumPy's only plain item of 16.
+CARRIERS: dict[int, np.dtype[Any]] = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)} | {16: np.dtype(np.complex128)}
 _ORIGIN = 4096  # NumPy refuses an array at the address 0
 
 
@@ -52,7 +47,7 @@ class GlobalMemory:
         self._writable: set[int] = set()
 
     def register(self, array: np.ndarray[Any, Any], name: str = "", *, writable: bool = True) -> None:
-        """Allow kernels to touch ``array``, for as long as the array lives (its memory must be its own: contiguous in some order)."""
+        """Allow kernels to touch ``array`` for as long as it lives; its memory must be its own, without gaps."""
         low, high = np.lib.array_utils.byte_bounds(array)
         self.add(low, high, name or f"array {array.shape} {array.dtype}", writable=writable)
         weakref.finalize(array, self.remove, low)
@@ -95,15 +90,16 @@ class GlobalMemory:
             wrong |= addresses + np.uint64(size) > ends[found]
         if wrong.any():
             bad = int(np.flatnonzero(wrong)[0])
-            raise OutOfBounds(
-                f"global {'write' if write else 'read'} of {size} bytes at {self.describe(int(addresses[bad]))} (lane {bad} of the access)"
-            )
+            doing, place = "write" if write else "read", self.describe(int(addresses[bad]))
+            raise OutOfBounds(f"global {doing} of {size} bytes {place} (lane {bad} of the access)")
 
     def describe(self, address: int) -> str:
-        """An address in words: how far it lies before or behind the nearest region."""
-        best, words = None, f"{address:#x}, with nothing registered"
+        """An address in words: how far it lies before or behind the nearest region, or within one."""
+        best, words = None, f"at {address:#x}, with nothing registered"
         for start in self._starts:
             end = self._ends[start]
+            if start <= address < end:
+                return f"at byte {address - start} of {end - start} of {self._names[start]}"
             distance = start - address if address < start else address - end
             if best is None or distance < best:
                 best = distance

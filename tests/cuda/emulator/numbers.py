@@ -1,7 +1,7 @@
 """Arithmetic as PTX defines it, over NumPy arrays of one value a thread.
 
-NumPy adds, multiplies, divides and takes roots with the one rounding that PTX asks for (``.rn``). What it has not is here: the fused multiply-add, PTX's NaN, and
-conversions to the short types.
+NumPy adds, multiplies, divides and takes roots with the one rounding that PTX asks for (``.rn``). What it has not is
+here: the fused multiply-add, PTX's NaN, and conversions to the short types.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ CANONICAL = {
     np.dtype(np.float16): np.uint16(0x7FFF),
     np.dtype(np.float32): np.uint32(0x7FFFFFFF),
 }
-"""The NaN that results of float16 and float32 instructions are. Those of float64 keep the payload of an operand, as host processors do."""
+"""The NaN that results of float16 and float32 instructions are. Those of float64 keep an operand's payload, as host processors
+do."""
 
 
 @cache
@@ -37,21 +38,28 @@ def _fused() -> dict[np.dtype[Any], Any]:
 
         return a(a, a, a), generate
 
-    def over_arrays(a, b, c, out):  # type: ignore[no-untyped-def]
-        for i in range(out.size):
-            out[i] = fused(a[i], b[i], c[i])
+    def over_arrays(nan):  # type: ignore[no-untyped-def]
+        def single(a, b, c, out):  # type: ignore[no-untyped-def]
+            for i in range(out.size):
+                result = fused(a[i], b[i], c[i])
+                out[i] = result if result == result else nan
+
+        def double(a, b, c, out):  # type: ignore[no-untyped-def]
+            for i in range(out.size):
+                out[i] = fused(a[i], b[i], c[i])
+
+        return double if nan is None else single
 
     compiled = {}
-    for scalar in (types.float32, types.float64):
+    for scalar, nan in ((types.float32, CANONICAL[np.dtype(np.float32)].view(np.float32)), (types.float64, None)):
         vector = types.Array(scalar, 1, "C")
-        compiled[np.dtype(str(scalar))] = njit(types.void(vector, vector, vector, vector))(over_arrays)
+        compiled[np.dtype(str(scalar))] = njit(types.void(vector, vector, vector, vector))(over_arrays(nan))
     return compiled
 
 
 def fma(a: Array, b: Array, c: Array, out: Array) -> None:
     """``out = a * b + c`` with one rounding; contiguous arrays of float32 or float64."""
     _fused()[out.dtype](a, b, c, out)
-    canonicalize(out)
 
 
 def canonicalize(values: Array) -> Array:
@@ -123,9 +131,6 @@ def minimum(a: Array, b: Array, *, keep_nan: bool, largest: bool) -> Array:
     result = np.where(first, a, b)
     nan_a, nan_b = np.isnan(a), np.isnan(b)
     if nan_a.any() or nan_b.any():
-        if keep_nan:
-            result = np.where(nan_a, a, np.where(nan_b, b, result))
-        else:
-            result = np.where(nan_a, b, np.where(nan_b, a, result))
+        result = np.where(nan_a, a if keep_nan else b, np.where(nan_b, b if keep_nan else a, result))
         canonicalize(result)
     return result

@@ -1,7 +1,8 @@
 """PTX text to instructions.
 
-A PTX module is a list of variables and kernels. The body of a kernel is a list of statements; braces open scopes with registers of their own
-(inline assembly does that), and labels name places. The result keeps the structure and none of the text: registers are numbered, scopes are resolved.
+A PTX module is a list of variables and kernels. The body of a kernel is a list of statements; braces open scopes with
+registers of their own (inline assembly does that), and labels name places. The result keeps the structure and none of
+the text: registers are numbered, scopes are resolved.
 """
 
 from __future__ import annotations

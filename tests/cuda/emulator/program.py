@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,7 @@ class Stretch:
     goal: int | None = None
 
     def exit(self, machine: Machine, mask: Array | None, at: int, place: Array, waiting: Array, end: int) -> int | None:
-        """Where the lanes of the stretch go on: all at the number returned, or, if None, where ``place`` and ``waiting`` now say."""
+        """Where the lanes of the stretch go on: all at the number returned, or, if None, as ``place`` now says."""
         last = self.last
         if last is None:
             return at + 1
@@ -124,7 +125,7 @@ def _stretches(kernel: parser.Kernel) -> list[Stretch]:
     order = [*sorted(starts), count]
     number = {start: i for i, start in enumerate(order)}
     stretches = []
-    for start, stop in zip(order, order[1:], strict=False):
+    for start, stop in pairwise(order):
         body = kernel.instructions[start:stop]
         last = body.pop() if body and _ends(body[-1]) else None
         goal = None

@@ -1,7 +1,8 @@
 """The search for races: who touched each granule of memory last, and when.
 
-A *stamp* is the number of barriers that a block has passed, the number of its warp's own barriers, and the thread. Two accesses by different threads, at least one of them
-a write, are a race unless a barrier that both take part in stands between them. These loops run for every access to shared memory, so Numba compiles them.
+A *stamp* is the number of barriers that a block has passed, the number of its warp's own barriers, and the thread.
+Two accesses by different threads, at least one of them a write, are a race unless a barrier that both take part in
+stands between them. These loops run for every access to shared memory, so Numba compiles them.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from .program import Program
 from .statistics import Statistics
 
 LANES = 4096
-"""Threads that run side by side: many, so that NumPy's calls are worth while, and so few that their registers stay in the cache."""
+"""Threads that run side by side: many, for NumPy's calls cost the same for few; not more, for registers stay in the cache."""
 
 
 def launch(
@@ -28,6 +28,7 @@ def launch(
     Parameters
     ----------
     program : Program
+        The kernel.
     grid, block : tuple of int
         Blocks, and threads of a block, along x, y and z.
     arguments : tuple of numbers

@@ -1,7 +1,8 @@
 """Shared memory of the blocks that run side by side.
 
-An asynchronous copy (``cp.async``) may write at any moment between its issue and the end of the wait for it. So its destination counts as written when it is
-issued, is closed to everybody until then, and counts as written again, by the thread that waited.
+An asynchronous copy (``cp.async``) may write at any moment between its issue and the end of the wait for it. So its
+destination counts as written when it is issued, is closed to everybody until then, and counts as written again, by
+the thread that waited.
 """
 
 from __future__ import annotations
@@ -112,9 +113,7 @@ class SharedMemory:
             return
         byte, me = at * self._granule % self.size, int(stamps[lane]) & races.SEVERAL_WARPS
         if wrong == races.ARRIVING:
-            raise Race(
-                f"thread {me} would {doing} shared byte {byte}, which an asynchronous copy may still write: nobody waited for it"
-            )
+            raise Race(f"thread {me} would {doing} shared byte {byte}, which a copy that nobody waited for may still write")
         done = "written" if wrong == races.WRITTEN else "read"
         other = int(self._owners[0 if wrong == races.WRITTEN else 1][at]) & races.SEVERAL_WARPS
         who = f"thread {other}" if other < races.ONE_WARP else "several threads"

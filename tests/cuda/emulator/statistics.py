@@ -21,10 +21,11 @@ class Statistics:
     instructions : Counter
         Executions by a thread, by opcode with its modifiers.
     requests, sectors, least_sectors : Counter
-        Of accesses to global memory, by ``"load"`` and ``"store"``: instructions of a warp, parts of 32 bytes that they touched, and how few of these
-        would have held the bytes.
+        Of accesses to global memory, by ``"load"`` and ``"store"``: instructions of a warp, parts of 32 bytes that they
+        touched, and how few of these would have held the bytes.
     wavefronts, least_wavefronts : Counter
-        Of accesses to shared memory, by ``"load"``, ``"store"`` and ``"copy"``: passes that the banks needed, and how few would have done.
+        Of accesses to shared memory, by ``"load"``, ``"store"`` and ``"copy"``: passes that the banks needed, and how few
+        would have done.
     """
 
     def __init__(self, program: Program) -> None:
@@ -76,7 +77,7 @@ class Statistics:
         self.least_sectors[kind] += int(np.sum(-(-counts * size // 32)))
 
     def shared_access(self, kind: str, offsets: Array, size: int, lanes: Array | None) -> None:
-        """One instruction's accesses to shared memory: 32 banks of 4 bytes serve a warp, half a warp or a quarter in one pass."""
+        """One instruction's accesses to shared memory: 32 banks of 4 bytes serve 128 bytes in one pass."""
         lanes = np.arange(len(offsets)) if lanes is None else lanes
         group = lanes // (32 if size <= 4 else 128 // size)
         words = np.concatenate([offsets // 4 + i for i in range(max(size // 4, 1))])

@@ -1,6 +1,8 @@
-"""What each instruction does. One module for each kind; every function here binds one instruction to the arrays of a machine.
+"""What each instruction does. One module for each kind; every function here binds one instruction to the arrays of a
+machine.
 
-A modifier that a function does not list is an error, as is an instruction that no function takes: nothing is ever skipped.
+A modifier that a function does not list is an error, as is an instruction that no function takes: nothing is ever
+skipped.
 """
 
 from __future__ import annotations

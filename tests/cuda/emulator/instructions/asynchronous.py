@@ -1,6 +1,7 @@
 """Copies from global to shared memory that run beside the threads (``cp.async``).
 
-The bytes are read when a copy is issued, and arrive when the thread waits for its group: what is read from the destination before that is a race, see `SharedMemory`.
+The bytes are read when a copy is issued, and arrive when the thread waits for its group: what is read from the
+destination before that is a race, see `SharedMemory`.
 """
 
 from __future__ import annotations

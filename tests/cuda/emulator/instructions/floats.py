@@ -1,4 +1,6 @@
-"""Floating point. Only instructions with a defined result are known: no ``.approx``, no ``.ftz``, no other rounding than to nearest."""
+"""Floating point. Only instructions with a defined result are known: no ``.approx``, no ``.ftz``, no other rounding than
+to nearest.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Tensor cores: ``ldmatrix`` and ``mma.sync``.
 
-Products are exact and summed in float64. NVIDIA documents no rounding for the sum with the accumulator in float32, and measurements show that it is cut, not
-rounded: so it is cut here as well, which is the worse case for whoever sums many of them.
+Products are exact and summed in float64. NVIDIA documents no rounding for the sum with the accumulator in float32,
+and measurements show that it is cut, not rounded: so it is cut here as well, which is the worse case for whoever sums
+many of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What the threads of a warp do together: shuffles, votes, barriers; and fences, which order memory that the emulator keeps in order."""
+"""What the threads of a warp do together: shuffles, votes, barriers; and fences, which order memory that the emulator
+keeps in order.
+"""
 
 from __future__ import annotations
 
