@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from fastrelu import faults
+from fastrelu import device, faults
 from fastrelu.dispatch import elementwise
 
 if TYPE_CHECKING:
@@ -314,6 +314,12 @@ def prelu_backward(dy: ArrayLike, x: ArrayLike, alpha: ArrayLike, /) -> tuple[An
     from fastrelu import ufuncs
     from fastrelu.sums import sum_to
 
+    place = device.target("prelu_backward", (dy, x, alpha), {})
+    if place is not None:
+        from fastrelu.cuda import dispatch as cuda
+
+        gradients: tuple[Any, Any] = cuda.elementwise("prelu_backward", {"dy": dy, "x": x, "alpha": alpha}, None, {}, place)
+        return gradients
     try:
         shape, slopes = np.shape(x), np.shape(alpha)
         if np.shape(dy) != shape:

@@ -105,6 +105,12 @@ def is_on_cuda(value: Any) -> bool:
     return not isinstance(value, _ON_HOST) and _device(value) == _DEVICES[2]
 
 
+def is_from_cuda(base: str, error: Exception, operands: Operands) -> bool:
+    """Whether the call that failed was one for a CUDA device, where errors need no explanation."""
+    on_cuda = [is_on_cuda(value) for value in operands.values()]
+    return base in CUDA and (on_cuda[0] or (any(on_cuda) and str(error).startswith(f"{base}: ")))
+
+
 _ON_HOST = (ndarray, np.generic, int, float, list, tuple, type, type(None))
 
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 
-from fastrelu import faults
+from fastrelu import device, faults
 from fastrelu.operations import FLOATS, GRADIENTS, INTEGERS, backward
 from fastrelu.packed import PackedWeight, face
 
@@ -63,6 +63,10 @@ def _ufunc(base: str, mask: bool, wanted: tuple[str, ...], added: tuple[str, ...
 
 _plain: dict[tuple[Any, ...], tuple[Any, bool, bool, tuple[int, ...], tuple[int, ...]]] = {}
 """For each kind of call that was checked once: the ufunc, whether it takes x and w, which gradients are wanted, and added."""
+
+
+# Where NumPy arrays go to a GPU, no call is plain.
+device.watch(lambda is_used: _plain.clear())
 
 
 def _plain_call(key: tuple[Any, ...], operands: dict[str, Any], alpha: tuple[Any, ...], out: Any) -> Triple | None:
@@ -176,6 +180,14 @@ def _general(
                 del operands[name]
         elif operands[name] is None:
             raise ValueError(f"{base}: {name} is needed for {gradient}, and must not be None")
+    place = device.target(base, (*operands.values(), *alpha, *outputs.values()), kwargs)
+    if place is not None:
+        from fastrelu.cuda import dispatch as cuda
+
+        given = operands | dict(zip(("alpha",), alpha, strict=False))
+        gradients: Triple = cuda.backward(base, given, wanted, added, outputs, kwargs, place)
+        return gradients
+    device.check_precision(base, kwargs)
     if type(operands.get("w")) is PackedWeight:
         operands["w"] = operands["w"].unpack()
     given = [*operands.values(), *alpha, *outputs.values()]
@@ -200,7 +212,7 @@ def _general(
             batch = _batch(base, operands, alpha, outputs)
             operands["dy"] = np.broadcast_to(dy, batch + dy.shape[-2:])
             results = _call(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
-    if key is not None:
+    if key is not None and not device.is_used():
         numbers = {name: i for i, name in enumerate(GRADIENTS)}
         which = tuple(numbers[name] for name in wanted), tuple(numbers[name] for name in added)
         _plain[key] = (_ufunc(base, is_mask, wanted, added), "dw" in wanted, "dx" in wanted, *which)
@@ -222,6 +234,8 @@ def _explain(
     try:
         wanted, added = named(base, "wanted", wanted), named(base, "accumulate", accumulate)
     except ValueError:
+        return error
+    if faults.is_from_cuda(base, error, operands):
         return error
     given = {name: face(o) if name == "w" else o for name, o in operands.items() if name in ("dy", "y") or o is not None}
     unneeded = {

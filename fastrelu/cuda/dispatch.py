@@ -1,0 +1,104 @@
+"""From the public functions to the operations on a device.
+
+The modules that the calls go to have one function `call` each, raise errors that begin with the public function's name, and
+know nothing of NumPy arrays: these are brought to the device and back here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from fastrelu import faults
+from fastrelu.cuda import launch
+from fastrelu.device import RESIDENT
+from fastrelu.native.guard import lock
+from fastrelu.packed import PackedWeight
+
+
+def elementwise(name: str, operands: dict[str, Any], out: Any, kwargs: dict[str, Any], device: int) -> Any:
+    """An elementwise function.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    operands : dict
+        Its operands, by name and in order.
+    out : device array, ndarray or None
+        Where to put the result.
+    kwargs : dict
+        Its keyword arguments.
+    device : int
+        The device for NumPy arrays; RESIDENT if the operands are on one.
+    """
+
+    def call(given: Mapping[str, Any], outputs: Mapping[str, Any]) -> Any:
+        return _module("elementwise").call(name, tuple(given.values()), outputs["out"], kwargs)
+
+    return _run(name, call, operands, {"out": _single(name, out)}, device)
+
+
+def layer(name: str, operands: dict[str, Any], out: Any, mask: Any, kwargs: dict[str, Any], device: int) -> Any:
+    """A fused layer; `operands` are x, w, b and alpha, which may be None."""
+    _refuse_packed(name, operands["w"])
+
+    def call(given: Mapping[str, Any], outputs: Mapping[str, Any]) -> Any:
+        x, w, b, alpha = (given[operand] for operand in ("x", "w", "b", "alpha"))
+        return _module("linear").call(name, x, w, b, alpha, outputs["out"], outputs["mask"], kwargs)
+
+    return _run(name, call, operands, {"out": _single(name, out), "mask": mask}, device)
+
+
+def backward(
+    name: str,
+    operands: dict[str, Any],
+    wanted: tuple[str, ...],
+    accumulate: tuple[str, ...],
+    outputs: dict[str, Any],
+    kwargs: dict[str, Any],
+    device: int,
+) -> Any:
+    """The backward pass of a fused layer; `operands` are dy, y, x, w and alpha, `outputs` arrays for dx, dw and db."""
+    _refuse_packed(name, operands.get("w"))
+
+    def call(given: Mapping[str, Any], places: Mapping[str, Any]) -> Any:
+        return _module("gradients").call(name, dict(given), wanted, accumulate, dict(places), kwargs)
+
+    return _run(name, call, operands, outputs, device)
+
+
+def _run(name: str, call: Callable[..., Any], operands: dict[str, Any], outputs: dict[str, Any], device: int) -> Any:
+    try:
+        launch.active()
+    except (ImportError, RuntimeError):
+        for operand, value in (*operands.items(), *outputs.items()):
+            fault = faults.device_fault(name, operand, value)
+            if fault is not None:
+                raise fault from None
+        raise
+    if device == RESIDENT:
+        return call(operands, outputs)
+    from fastrelu.cuda import host
+
+    return host.run(name, call, operands, outputs, device)
+
+
+def _module(name: str) -> Any:
+    with lock:  # a child that is forked amid an import would wait for its end for ever
+        return import_module(f"fastrelu.cuda.{name}")
+
+
+def _single(name: str, out: Any) -> Any:
+    """The array of an ``out``."""
+    if type(out) is tuple:
+        if len(out) != 1:
+            raise ValueError(f"{name}: out must be an array or a tuple of one, not a tuple of {len(out)}")
+        out = out[0]
+    return None if out is ... else out
+
+
+def _refuse_packed(name: str, w: Any) -> None:
+    if type(w) is PackedWeight:
+        raise TypeError(f"{name}: w is packed for the CPU; on a CUDA device it must be an array")
