@@ -184,8 +184,8 @@ def _general(
     if place is not None:
         from fastrelu.cuda import dispatch as cuda
 
-        given = operands | dict(zip(("alpha",), alpha, strict=False))
-        gradients: Triple = cuda.backward(base, given, wanted, added, outputs, kwargs, place)
+        operands |= dict(zip(("alpha",), alpha, strict=False))
+        gradients: Triple = cuda.backward(base, operands, wanted, added, outputs, kwargs, place)
         return gradients
     device.check_precision(base, kwargs)
     if type(operands.get("w")) is PackedWeight:

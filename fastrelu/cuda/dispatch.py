@@ -42,7 +42,7 @@ def elementwise(name: str, operands: dict[str, Any], out: Any, kwargs: dict[str,
 
 def layer(name: str, operands: dict[str, Any], out: Any, mask: Any, kwargs: dict[str, Any], device: int) -> Any:
     """A fused layer; `operands` are x, w, b and alpha, which may be None."""
-    _refuse_packed(name, operands["w"])
+    _refuse_packed(name, operands)
 
     def call(given: Mapping[str, Any], outputs: Mapping[str, Any]) -> Any:
         x, w, b, alpha = (given[operand] for operand in ("x", "w", "b", "alpha"))
@@ -61,7 +61,7 @@ def backward(
     device: int,
 ) -> Any:
     """The backward pass of a fused layer; `operands` are dy, y, x, w and alpha, `outputs` arrays for dx, dw and db."""
-    _refuse_packed(name, operands.get("w"))
+    _refuse_packed(name, operands)
 
     def call(given: Mapping[str, Any], places: Mapping[str, Any]) -> Any:
         return _module("gradients").call(name, dict(given), wanted, accumulate, dict(places), kwargs)
@@ -99,6 +99,8 @@ def _single(name: str, out: Any) -> Any:
     return None if out is ... else out
 
 
-def _refuse_packed(name: str, w: Any) -> None:
-    if type(w) is PackedWeight:
-        raise TypeError(f"{name}: w is packed for the CPU; on a CUDA device it must be an array")
+def _refuse_packed(base: str, operands: dict[str, Any]) -> None:
+    if type(operands.get("w")) is PackedWeight:
+        on_device = (f"{name} ({type(value).__name__}) is" for name, value in operands.items() if faults.is_on_cuda(value))
+        what = next(on_device, "the others are")
+        raise TypeError(f"{base}: w is packed for the CPU, and {what} on a CUDA device: pass w as an array there")
