@@ -21,11 +21,16 @@ from numba.cuda import types
 from numba.cuda.cudadrv import nvrtc
 from numba.cuda.extending import intrinsic
 
-__all__ = ["compile_ptx", "cuda", "intrinsic", "link", "target_of", "types"]
+__all__ = ["compile_ptx", "cuda", "device_function", "intrinsic", "link", "target_of", "types"]
 
 _ENTRY = re.compile(r"\.visible \.entry (\w+)\(")
 _FIRST_WITH_OWN_INSTRUCTIONS = (9, 0)
 """From here on an architecture has instructions that no later one has (wgmma), under the letter "a"."""
+
+def device_function(function: Callable[..., Any]) -> Any:
+    """A function for kernels to call, put in the place of each call. Unlike numba-cuda's other kinds it needs no driver."""
+    return cuda.jit(function, device=True, inline="always")
+
 
 Target = tuple[int, int] | tuple[int, int, str]
 
