@@ -4,6 +4,10 @@
 class EmulationError(Exception):
     """A kernel did something that PTX does not define, or that this emulator does not know."""
 
+    def note(self, where: str) -> None:
+        """Say where it happened, in a line of its own."""
+        self.args = (f"{self.args[0]}\n  {where}", *self.args[1:])
+
 
 class UnknownInstruction(EmulationError):
     """An instruction, operand or directive that the emulator does not know: it is never skipped."""

@@ -167,7 +167,7 @@ class Machine:
             with np.errstate(all="ignore"):
                 self._run(alive)
         except EmulationError as error:
-            error.add_note(f"kernel {self.program.kernel.name}, blocks {first} to {first + count - 1} of {grid}")
+            error.note(f"kernel {self.program.kernel.name}, blocks {first} to {first + count - 1} of {grid}")
             raise
 
     def _run(self, alive: Array) -> None:
@@ -202,7 +202,7 @@ class Machine:
             try:
                 step(mask)
             except EmulationError as error:
-                error.add_note(f"at instruction {stretch.start + number}: {stretch.instructions[number].text}")
+                error.note(f"at instruction {stretch.start + number}: {stretch.instructions[number].text}")
                 raise
 
     def _bind(self, stretch: Stretch) -> list[Step]:
@@ -213,7 +213,7 @@ class Machine:
             try:
                 step = bind(self, instruction)
             except EmulationError as error:
-                error.add_note(f"in {instruction.text}")
+                error.note(f"in {instruction.text}")
                 raise
             steps.append(self._guarded(step, instruction) if instruction.predicate else step)
         return steps

@@ -47,7 +47,7 @@ def launch(
     Raises
     ------
     EmulationError
-        At the first thing that is wrong; the notes of the exception say where.
+        At the first thing that is wrong.
     """
     threads = -(-block[0] * block[1] * block[2] // 32) * 32
     total = grid[0] * grid[1] * grid[2]
