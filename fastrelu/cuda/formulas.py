@@ -15,8 +15,7 @@ from functools import cache
 from types import CellType, FunctionType
 from typing import Any
 
-import numpy as np
-
+from fastrelu.cuda.conversion import bits_of
 from fastrelu.cuda.toolkit import intrinsic, types
 from fastrelu.kernels import formulas, functions, vector
 from fastrelu.kernels.vector import ELEMENTS, FLOAT32, Element, Vector, call_intrinsic
@@ -97,14 +96,8 @@ def _value_of(operand: Any, kind: Any) -> Any:
     if isinstance(operand, Value):
         return operand.value
     if kind.element.is_half:
-        operand = _half_bits(operand, kind.element)
+        operand = bits_of(operand, kind.element.name)
     return kind.constant(operand)
-
-
-def _half_bits(number: float, element: Element) -> int:
-    if element.name == "float16":
-        return int(np.float16(number).view(np.uint16))
-    return int(np.float32(number).view(np.uint32)) >> 16  # exact: formulas that take bits know only 0 and 1
 
 
 def _primitive(lower: Any) -> Callable[..., Value]:

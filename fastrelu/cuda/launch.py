@@ -122,7 +122,7 @@ class Kernel:
     function : callable
         A plain Python function in the language of ``numba.cuda``.
     arguments : tuple of numba types
-        The types of its arguments: pointers, integers and floats.
+        The types of its arguments: pointers, integers and floats, and tuples of them, which are launched with one number each.
     threads : int or tuple of int
         Threads of a block, along x, or along x, y and z.
     shared : int, optional
@@ -187,8 +187,9 @@ class _Function:
         self.device = device
         self.block = kernel.threads
         self.shared = kernel.shared
-        self.format = "=" + "".join(map(_letter, kernel.arguments))
-        self.room = _Room(len(kernel.arguments))
+        numbers = [number for argument in kernel.arguments for number in getattr(argument, "types", (argument,))]
+        self.format = "=" + "".join(map(_letter, numbers))
+        self.room = _Room(len(numbers))
 
 
 class _Room(threading.local):

@@ -117,6 +117,11 @@ class DeviceArray:
         return DeviceArray(self.driver, self.host[index], writable=self._writable, register=False)
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the elements: ``typestr`` has no letter for bfloat16."""
+        return self.host.dtype
+
+    @property
     def T(self) -> DeviceArray:
         """The transposed view."""
         return DeviceArray(self.driver, self.host.T, writable=self._writable, register=False)

@@ -52,8 +52,8 @@ def _fused() -> dict[np.dtype[Any], Any]:
 
     compiled = {}
     for scalar, nan in ((types.float32, CANONICAL[np.dtype(np.float32)].view(np.float32)), (types.float64, None)):
-        vector = types.Array(scalar, 1, "C")
-        compiled[np.dtype(str(scalar))] = njit(types.void(vector, vector, vector, vector))(over_arrays(nan))
+        operand, result = types.Array(scalar, 1, "C", readonly=True), types.Array(scalar, 1, "C")  # a constant is read-only
+        compiled[np.dtype(str(scalar))] = njit(types.void(operand, operand, operand, result))(over_arrays(nan))
     return compiled
 
 

@@ -1,0 +1,327 @@
+"""The elementwise operations on arrays of a device: types and shapes as on the CPU, the choice of a kernel, its launch.
+
+What a call needs to know depends only on types, shapes, strides and alignments. It is kept, so that the next call of the
+same kind has only addresses to fill in.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from fastrelu import faults
+from fastrelu.cuda.arrays import DeviceArray, Work
+from fastrelu.cuda.conversion import bits_of
+from fastrelu.cuda.kernels.elementwise import LANES, NUMBER, ONE, Sweep, divisor, kernel
+from fastrelu.cuda.launch import Kernel
+from fastrelu.cuda.layout import Axis, broadcast_strides, order_of, shared_axes
+from fastrelu.cuda.memory import PACKET
+from fastrelu.cuda.owned import ITEMSIZES
+from fastrelu.operations import OPERATIONS
+from fastrelu.ufuncs import element_of
+
+BLOCKS = 1 << 16
+"""Most blocks of a grid; beyond, each does several tiles. Enough of them that the multiprocessors share them evenly."""
+
+
+class Layout(NamedTuple):
+    """What the choice of a kernel depends on in an array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+    """Bytes from an address that is a multiple of 16."""
+
+
+Operand = Layout | str
+"""An array, or the type of a number: "int" and "float" for Python's."""
+
+
+class _Result(NamedTuple):
+    """What comes out of an operation on given operands."""
+
+    calculated: tuple[str, ...]
+    shape: tuple[int, ...]
+    order: tuple[int, ...] | None
+
+
+class _Plan(NamedTuple):
+    """A launch, but for the addresses."""
+
+    kernel: Kernel
+    blocks: int
+    before: tuple[int, ...]
+    starts: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+def call(name: str, operands: tuple[Any, ...], out: Any = None, kwargs: dict[str, Any] | None = None) -> Any:
+    """Run an elementwise operation where its operands are.
+
+    Parameters
+    ----------
+    name : str
+        The operation.
+    operands : tuple
+        Its operands: arrays on one device and numbers, at least one array.
+    out : array, optional
+        Where to put the result; it may overlap the operands in any way.
+    kwargs : dict, optional
+        Only ``dtype``.
+
+    Returns
+    -------
+    array
+        Of the library of the first array.
+
+    Raises
+    ------
+    TypeError
+        If types do not fit, or there is another keyword.
+    ValueError
+        If shapes do not fit.
+    """
+    operation = OPERATIONS[name]
+    if type(out) is tuple:
+        if len(out) != 1:
+            raise ValueError(f"{name}: out must be an array or a tuple of one, not a tuple of {len(out)}")
+        (out,) = out
+    if out is ...:
+        out = None
+    dtype = None
+    for keyword, value in (kwargs or {}).items():
+        if keyword != "dtype":
+            raise TypeError(f"{name}: {keyword} is not available for arrays on a CUDA device")
+        dtype = None if value is None else np.dtype(value).name
+    with Work(name, dict(zip(operation.inputs, operands, strict=True)), {"out": out}) as work:
+        given = [work.arrays.get(n, work.numbers.get(n)) for n in operation.inputs]
+        kinds = tuple(map(_kind, given))
+        calculated, shape, order = _result(name, kinds, dtype)
+        result = work.arrays.get("out")
+        if result is None:
+            result = work.empty(shape, calculated[-1], order)
+        else:
+            _check_output(name, result, calculated[-1], shape)
+        numbers = [None if isinstance(n, DeviceArray) else _bits(name, i, n, calculated[i]) for i, n in enumerate(given)]
+        run(work, operation.formula or name, operation.arithmetic, calculated, given, numbers, result)
+    return work.result(result)
+
+
+def run(
+    work: Work,
+    formula: str,
+    arithmetic: bool,
+    calculated: tuple[str, ...],
+    operands: list[Any],
+    numbers: list[int | None],
+    result: DeviceArray,
+) -> None:
+    """Put a formula of `operands` into `result`, to whose shape they broadcast; where they overlap it, by way of a copy."""
+    arrays = [operand for operand, number in zip(operands, numbers, strict=True) if number is None]
+    target = result
+    if any(_disturbs(result, array) for array in arrays):
+        target = work.empty(result.shape, result.dtype)
+    _launch(work, formula, arithmetic, calculated, operands, numbers, target)
+    if target is not result:
+        _launch(work, "", False, (result.dtype, result.dtype), [target], [None], result)
+
+
+def _launch(
+    work: Work,
+    formula: str,
+    arithmetic: bool,
+    calculated: tuple[str, ...],
+    operands: list[Any],
+    numbers: list[int | None],
+    result: DeviceArray,
+) -> None:
+    layouts = tuple(_layout(o) if n is None else None for o, n in zip(operands, numbers, strict=True))
+    plan = _plan(formula, arithmetic, calculated, layouts, _layout(result))
+    if plan is None:
+        return
+    places = [o.pointer if n is None else n for o, n in zip(operands, numbers, strict=True)]
+    places.append(result.pointer)
+    shifted = [place + start for place, start in zip(places, plan.starts, strict=True)]
+    plan.kernel.launch(work.device, work.stream, (plan.blocks, 1, 1), *plan.before, *shifted, *plan.after)
+
+
+def _layout(array: DeviceArray) -> Layout:
+    return Layout(array.dtype, array.shape, array.strides, array.pointer % PACKET)
+
+
+def _kind(operand: Any) -> Operand:
+    if isinstance(operand, DeviceArray):
+        return _layout(operand)
+    return type(operand).__name__ if type(operand) in (int, float) else str(operand.dtype.name)
+
+
+def _disturbs(result: DeviceArray, operand: DeviceArray) -> bool:
+    """Whether writing the result element by element may change what is yet to be read."""
+    if not result.may_overlap(operand):
+        return False
+    strides = broadcast_strides(operand.shape, operand.strides, result.shape)
+    same = result.pointer == operand.pointer and result.itemsize == operand.itemsize
+    return not same or any(a != b for a, b, n in zip(strides, result.strides, result.shape, strict=True) if n > 1)
+
+
+@lru_cache(maxsize=4096)
+def _result(name: str, operands: tuple[Operand, ...], dtype: str | None) -> _Result:
+    """Types, shape and order of the axes of the result, by NumPy's rules."""
+    operation = OPERATIONS[name]
+    shapes = {n: o.shape for n, o in zip(operation.inputs, operands, strict=True) if isinstance(o, Layout)}
+    fault = faults.shapes_fault(name, shapes)
+    if fault is not None:
+        raise fault
+    shape = np.broadcast_shapes(*shapes.values())
+    names = [o.dtype if isinstance(o, Layout) else o for o in operands]
+    element = dtype if dtype is not None else _element(name, names)
+    if dtype is not None:
+        element_of(operation, [type(_numpy_type(name, dtype))], True)
+    calculated = operation.loop(element, 0).dtypes
+    for operand, its, to in zip(operation.inputs, names, calculated, strict=False):
+        if its not in ("int", "float") and not _casts(name, its, to):
+            raise TypeError(f"{name}: {operand} must have a type that becomes {to} by casting rule 'same_kind', not {its}")
+    full = next((o for o in operands if isinstance(o, Layout) and o.shape == shape), None)
+    return _Result(calculated, shape, None if full is None else order_of(shape, full.strides))
+
+
+def _element(name: str, names: list[str]) -> str:
+    """The name of the type to calculate in."""
+    operation = OPERATIONS[name]
+    if len(set(names)) == 1 and names[0] in operation.dtypes:  # bfloat16 by itself does not need ml_dtypes
+        return names[0]
+    classes = [_Python(int if n == "int" else float) if n in ("int", "float") else type(_numpy_type(name, n)) for n in names]
+    try:
+        return element_of(operation, classes, False)
+    except np.exceptions.DTypePromotionError:
+        raise TypeError(f"{name}: the types {' and '.join(dict.fromkeys(names))} have none in common") from None
+
+
+class _Python(NamedTuple):
+    """The class of a Python number, as NumPy hands it to a promoter."""
+
+    type: type
+
+
+def _numpy_type(name: str, dtype: str) -> np.dtype[Any]:
+    if dtype == "bfloat16":
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise TypeError(f"{name}: bfloat16 together with other types needs the package ml_dtypes") from None
+        return cast("np.dtype[Any]", np.dtype(ml_dtypes.bfloat16))
+    return np.dtype(dtype)
+
+
+def _casts(name: str, source: str, target: str) -> bool:
+    if source == target:
+        return True
+    return bool(np.can_cast(_numpy_type(name, source), _numpy_type(name, target), "same_kind"))
+
+
+def _check_output(name: str, out: DeviceArray, dtype: str, shape: tuple[int, ...]) -> None:
+    fault = faults.shapes_fault(name, {"operands": shape, "out": out.shape})
+    if fault is not None or np.broadcast_shapes(out.shape, shape) != out.shape:
+        raise ValueError(f"{name}: out must have shape {shape} or one that it broadcasts to, not {out.shape}")
+    if not _casts(name, dtype, out.dtype):
+        raise TypeError(f"{name}: out must have a type that takes {dtype} by casting rule 'same_kind', not {out.dtype}")
+    if any(stride == 0 and length > 1 for stride, length in zip(out.strides, out.shape, strict=True)):
+        raise ValueError(f"{name}: out must have an element of its own in every place, and repeats some along an axis")
+
+
+def _bits(name: str, i: int, number: Any, dtype: str) -> int:
+    """The bits of a number as one of the type `dtype`, read as a signed word."""
+    try:
+        bits = bits_of(number, dtype)
+    except OverflowError:
+        operand = OPERATIONS[name].inputs[i]
+        raise OverflowError(f"{name}: {operand} must be within the range of {dtype}, not {number}") from None
+    return bits - (bits >> 63 << 64)
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    formula: str, arithmetic: bool, calculated: tuple[str, ...], operands: tuple[Layout | None, ...], result: Layout
+) -> _Plan | None:
+    """The kernel for operands (None for a number) and a result, and all its arguments but the addresses; None if there is
+    nothing to do.
+    """
+    if 0 in result.shape:
+        return None
+    arrays = [o for o in (*operands, result) if o is not None]
+    stored = tuple(its if o is None else o.dtype for o, its in zip((*operands, result), calculated, strict=True))
+    for array in arrays:
+        if array.offset % ITEMSIZES[array.dtype] or any(s % ITEMSIZES[array.dtype] for s in array.strides):
+            raise ValueError(f"{formula or 'copy'}: the elements of an array must be aligned to their size")
+    axes, starts = shared_axes(result.shape, [broadcast_strides(a.shape, a.strides, result.shape) for a in arrays])
+    sizes = [ITEMSIZES[a.dtype] for a in arrays]
+    inner = axes[-1] if axes else Axis(1, tuple(sizes))
+    reads = [LANES if step == size else ONE for step, size in zip(inner.steps, sizes, strict=True)]
+    offsets = [array.offset + start for array, start in zip(arrays, starts, strict=True)]
+    if len(axes) <= 1 and all(step in (0, size) for step, size in zip(inner.steps, sizes, strict=True)) and reads[-1] == LANES:
+        lanes, head = _packets(sizes, reads, offsets)
+        head = min(head, inner.length)
+        items, rest = divmod(inner.length - head, lanes)
+        starts = tuple(s + head * size * (r == LANES) for s, size, r in zip(starts, sizes, reads, strict=True))
+        spec = _spec(formula, arithmetic, calculated, stored, operands, reads, lanes)
+        before, after = [items, head, rest], []
+    else:
+        lanes = _lanes(axes, sizes, reads, offsets)
+        if lanes == 1:
+            reads = [ONE] * len(reads)
+        steps = tuple(step * lanes if read == LANES else step for step, read in zip(inner.steps, reads, strict=True))
+        axes[-1] = Axis(inner.length // lanes, steps)
+        if axes[-1].length == 1 and len(axes) > 1:
+            del axes[-1]
+        items = int(np.prod([axis.length for axis in axes], dtype=object))
+        wide = items >= 1 << 31 or any(abs(step) >= 1 << 31 for axis in axes for step in axis.steps)
+        spec = _spec(formula, arithmetic, calculated, stored, operands, reads, lanes, len(axes), wide)
+        divisors = [n for axis in axes[1:] for n in (axis.length, *divisor(axis.length, wide))]
+        before = [items]
+        after = (divisors or [0]) + [axis.steps[k] for k in range(len(arrays)) for axis in axes]
+    blocks = max(1, min(BLOCKS, -(-items // spec.tile)))
+    shifts = iter(starts)
+    places = tuple(0 if o is None else next(shifts) for o in (*operands, result))
+    return _Plan(kernel(spec), blocks, tuple(before), places, tuple(after))
+
+
+def _spec(
+    formula: str,
+    arithmetic: bool,
+    calculated: tuple[str, ...],
+    stored: tuple[str, ...],
+    operands: tuple[Layout | None, ...],
+    reads: list[str],
+    lanes: int,
+    axes: int = 0,
+    wide: bool = False,
+) -> Sweep:
+    of_arrays = iter(reads)
+    all_reads = tuple(NUMBER if o is None else next(of_arrays) for o in operands)
+    return Sweep(formula, arithmetic, calculated, stored, all_reads, lanes, axes, wide)
+
+
+def _packets(sizes: list[int], reads: list[str], offsets: list[int]) -> tuple[int, int]:
+    """How many elements of contiguous arrays make an item, and how many come before the first one that is aligned in all."""
+    along = [(size, offset) for size, read, offset in zip(sizes, reads, offsets, strict=True) if read == LANES]
+    lanes = PACKET // max(size for size, _ in along)
+    heads = {-(offset // size) % lanes for size, offset in along}
+    return (lanes, heads.pop()) if len(heads) == 1 else (1, 0)
+
+
+def _lanes(axes: list[Axis], sizes: list[int], reads: list[str], offsets: list[int]) -> int:
+    """How many elements make an item along the innermost of several axes, if they lie side by side and are always aligned."""
+    if reads[-1] != LANES or any(read == ONE and step for read, step in zip(reads, axes[-1].steps, strict=True)):
+        return 1
+    along = [k for k, read in enumerate(reads) if read == LANES]
+    lanes = PACKET // max(sizes[k] for k in along)
+    while lanes > 1:
+        places = [(offsets[k], *(axis.steps[k] for axis in axes[:-1])) for k in along]
+        aligned = all(place % (lanes * sizes[k]) == 0 for k, its in zip(along, places, strict=True) for place in its)
+        if aligned and axes[-1].length % lanes == 0:
+            return lanes
+        lanes //= 2
+    return 1
