@@ -243,3 +243,49 @@ def test_sectors(stride, sectors):
         measure=True,
     )
     assert (counts.sectors["load"], counts.requests["load"], counts.least_sectors["load"]) == (sectors, 1, 4)
+
+
+def test_blocks_that_write_the_same_place():
+    text = "mov.u32 %r0, %ctaid.x; st.global.u32 [%rd0], %r0;"
+    run(text, np.zeros(1, np.uint32), threads=1)
+    with pytest.raises(Race, match=r"thread 0 of block 1 would write at byte 0 of 4 .* which another thread has written"):
+        run(text, np.zeros(1, np.uint32), threads=1, grid=2)
+
+
+def test_block_that_reads_what_another_one_writes():
+    text = """
+        mov.u32 %r0, %ctaid.x;
+        mul.wide.u32 %rd8, %r0, 4;
+        add.s64 %rd9, %rd0, %rd8;
+        st.global.u32 [%rd9], %r0;
+        ld.global.u32 %r1, [%rd0+4];
+    """
+    with pytest.raises(Race, match="has written"):
+        run(text, np.zeros(3, np.uint32), threads=1, grid=3)
+    with pytest.raises(Race, match="has read"):
+        run("ld.global.u32 %r1, [%rd0]; st.global.u32 [%rd0], %r1;", np.zeros(1, np.uint32), threads=1, grid=2)
+
+
+def test_barrier_orders_global_memory_within_a_block():
+    text = """
+        mov.u32 %r0, %tid.x;
+        mul.wide.u32 %rd8, %r0, 2;
+        add.s64 %rd9, %rd0, %rd8;
+        st.global.u16 [%rd9], %h0;
+        BARRIER
+        ld.global.u16 %h1, [%rd0+6];
+        bar.sync 0;
+        st.global.u16 [%rd9], %h1;
+    """
+    x = np.zeros(64, np.uint16)
+    run(text.replace("BARRIER", "bar.sync 0;"), x, threads=64)
+    with pytest.raises(Race):
+        run(text.replace("BARRIER", ""), x, threads=64)
+
+
+def test_constant_load_of_what_the_kernel_writes():
+    text = "st.global.u32 [%rd0], 7; ld.global.nc.u32 %r0, [%rd0];"
+    with pytest.raises(Race):
+        run(text, np.zeros(1, np.uint32), threads=1)
+    run(text.replace(".nc", ""), np.zeros(1, np.uint32), threads=1)
+    run("ld.global.nc.u32 %r0, [%rd0]; st.global.u32 [%rd0], %r0;", np.zeros(1, np.uint32), threads=1)  # in place

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import parser
+from . import parser, races
 from .errors import Deadlock, Diverged, EmulationError, UnknownInstruction
 from .memory import GlobalMemory
 from .program import Program, Stretch
@@ -72,7 +72,10 @@ class Machine:
         self.parameters: dict[str, np.generic] = {}
         self.statistics = Statistics(program)
         self.measure = False
+        self.shared.asynchronous = any(i.name == "wgmma" for i in program.kernel.instructions)
         self.copies: list[Any] = []
+        self.products: list[Any] = []
+        self.product_groups: dict[int, int] = {}
         self.committed = np.zeros(self.lanes, np.int64)
         self._registers = {name: np.zeros(self.lanes, TYPES[r.type]) for name, r in program.kernel.registers.items()}
         self._constants: dict[tuple[bytes, np.dtype[Any]], Array] = {}
@@ -161,7 +164,10 @@ class Machine:
         self.parameters |= parameters
         self.shared.reset()
         self.copies.clear()
+        self.products.clear()
+        self.product_groups.clear()
         self.committed[:] = 0
+        self.moments = races.global_stamps(first + self.block_of, self.thread)
         alive = (self.thread < self.threads) & (self.block_of < count)
         try:
             with np.errstate(all="ignore"):
@@ -250,6 +256,7 @@ class Machine:
                     raise Diverged("the threads of a warp wait at different barriers")
                 waiting[these] = -1
                 self.shared.barrier(np.arange(these.start, these.stop))
+                self.moments[these] += races.BARRIER
             elif ((place[these] == end) & (waiting[these] < 0)).any():
                 raise Diverged("some threads of a block have ended, and others wait for them at a barrier")
 

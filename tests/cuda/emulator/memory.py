@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .errors import Misaligned, OutOfBounds
+from . import races
+from .errors import Misaligned, OutOfBounds, Race
+
+Array = np.ndarray[Any, Any]
 
 # What carries an access of so many bytes; nothing is calculated with it. A complex number is NumPy's only plain item of 16.
 CARRIERS: dict[int, np.dtype[Any]] = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)} | {16: np.dtype(np.complex128)}
@@ -45,8 +48,15 @@ class GlobalMemory:
         self._names: dict[int, str] = {}
         self._count: dict[int, int] = {}
         self._writable: set[int] = set()
+        self._touched: dict[int, tuple[Array, Array]] = {}
+        self._granule = 4
 
-    def register(self, array: np.ndarray[Any, Any], name: str = "", *, writable: bool = True) -> None:
+    def begin(self, granule: int) -> None:
+        """A kernel starts, whose smallest access to global memory is of so many bytes: everything before it has happened."""
+        self._touched.clear()
+        self._granule = granule
+
+    def register(self, array: Array, name: str = "", *, writable: bool = True) -> None:
         """Allow kernels to touch ``array`` for as long as it lives; its memory must be its own, without gaps."""
         low, high = np.lib.array_utils.byte_bounds(array)
         self.add(low, high, name or f"array {array.shape} {array.dtype}", writable=writable)
@@ -71,7 +81,7 @@ class GlobalMemory:
             del self._ends[low], self._names[low], self._count[low]
             self._writable.discard(low)
 
-    def check(self, addresses: np.ndarray[Any, Any], size: int, *, write: bool = False) -> None:
+    def check(self, addresses: Array, size: int, *, write: bool = False) -> None:
         """Raise where an access of ``size`` bytes is misaligned or leaves every region; the message names the nearest one."""
         if size > 1 and (np.bitwise_or.reduce(addresses) & (size - 1)):
             bad = int(np.flatnonzero(addresses & np.uint64(size - 1))[0])
@@ -93,6 +103,32 @@ class GlobalMemory:
             doing, place = "write" if write else "read", self.describe(int(addresses[bad]))
             raise OutOfBounds(f"global {doing} of {size} bytes {place} (lane {bad} of the access)")
 
+    def touch(self, addresses: Array, size: int, stamps: Array, how: int) -> None:
+        """Note an access that was checked; raise where it races with one by another thread of the launch."""
+        starts = np.array(self._starts, np.uint64)
+        regions = np.searchsorted(starts, addresses, "right") - 1 if len(starts) > 1 else np.zeros(len(addresses), np.int64)
+        low, high = int(regions.min()), int(regions.max())
+        for region in [low] if low == high else np.unique(regions).tolist():
+            here = slice(None) if low == high else regions == region
+            start = self._starts[region]
+            if start not in self._touched:
+                granules = (self._ends[start] - start) // self._granule + 2
+                self._touched[start] = np.full(granules, -1, np.int64), np.full(granules, -1, np.int64)
+            # Granules lie at multiples of their size, wherever the region starts.
+            offsets = (addresses[here] - np.uint64(start - start % 16)).view(
+                np.int64
+            ) - start % 16 // self._granule * self._granule
+            written, read = self._touched[start]
+            wrong, access, _ = races.compiled().touch(offsets, stamps[here], size, self._granule, written, read, how)
+            if wrong:
+                block, thread = races.block_and_thread(int(stamps[here][access]))
+                doing = "read" if how != races.WRITING else "write"
+                done = "written" if wrong == races.WRITTEN else "read"
+                raise Race(
+                    f"thread {thread} of block {block} would {doing} {self.describe(int(addresses[here][access]))}, "
+                    f"which another thread has {done} in the same launch"
+                )
+
     def describe(self, address: int) -> str:
         """An address in words: how far it lies before or behind the nearest region, or within one."""
         best, words = None, f"at {address:#x}, with nothing registered"
@@ -107,17 +143,17 @@ class GlobalMemory:
         return words
 
     @staticmethod
-    def read(addresses: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
+    def read(addresses: Array, size: int) -> Array:
         """The items at the addresses, which were checked."""
-        items: np.ndarray[Any, Any] = _SPACES[size].take(_index(addresses, size))
+        items: Array = _SPACES[size].take(_index(addresses, size))
         return items
 
     @staticmethod
-    def write(addresses: np.ndarray[Any, Any], items: np.ndarray[Any, Any], size: int) -> None:
+    def write(addresses: Array, items: Array, size: int) -> None:
         """Put items at the addresses, which were checked."""
         _SPACES[size][_index(addresses, size)] = items
 
 
-def _index(addresses: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
-    index: np.ndarray[Any, Any] = ((addresses - np.uint64(_ORIGIN)) >> np.uint64(_SHIFTS[size])).view(np.int64)
+def _index(addresses: Array, size: int) -> Array:
+    index: Array = ((addresses - np.uint64(_ORIGIN)) >> np.uint64(_SHIFTS[size])).view(np.int64)
     return index

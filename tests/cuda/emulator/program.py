@@ -96,7 +96,8 @@ class Program:
                 self.globals[variable.name] = _initial(variable)
             else:
                 raise UnknownInstruction(f"a variable in .{variable.space}")
-        self.granule = _granule(self.kernel)
+        self.granule = _granule(self.kernel, "shared")
+        self.global_granule = _granule(self.kernel, "global")
 
     def pack(self, arguments: tuple[Any, ...]) -> dict[str, np.generic]:
         """The arguments of a launch by the names of the parameters, in their types."""
@@ -153,12 +154,12 @@ def _initial(variable: parser.Variable) -> Array:
     return values
 
 
-def _granule(kernel: parser.Kernel) -> int:
-    """Bytes of the smallest access that may be to shared memory."""
+def _granule(kernel: parser.Kernel, space: str) -> int:
+    """Bytes of the smallest access that may be to a state space."""
     sizes = [4]
     for instruction in kernel.instructions:
-        generic = not {"global", "param", "local", "const"} & set(instruction.modifiers)
-        if instruction.name in ("ld", "st", "atom", "red") and ("shared" in str(instruction.modifiers) or generic):
+        named = [m for m in instruction.modifiers if re.match("global|shared|local|param|const", m)]
+        if instruction.name in ("ld", "st", "atom", "red") and (not named or named[0].startswith(space)):
             found = re.fullmatch(r"[busf](\d+)", instruction.modifiers[-1])
             if found:
                 sizes.append(int(found[1]) // 8)

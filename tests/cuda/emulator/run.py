@@ -58,6 +58,7 @@ def launch(
     if machine is None:
         machine = program.machines[key] = Machine(program, side_by_side, block, shared, memory)
     machine.statistics, machine.measure = Statistics(program), measure
+    memory.begin(program.global_granule)
     for variable in program.globals.values():
         memory.add(variable.ctypes.data, variable.ctypes.data + variable.nbytes, "a variable of the module")
     try:

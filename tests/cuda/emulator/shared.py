@@ -37,6 +37,11 @@ class SharedMemory:
         self._granule = granule
         granules = len(self.bytes) // granule
         self._owners = np.empty(granules, np.int64), np.empty(granules, np.int64), np.empty(granules, np.bool_)
+        # For the tensor cores' own way to memory: readers under way, writers' fences, and the number of fences at each write.
+        self._in_use = np.empty(granules, np.int32)
+        self._fences, self._fences_at = np.zeros(lanes, np.int32), np.full(granules, -1, np.int32)
+        self._writer = np.zeros(granules, np.int32)
+        self.asynchronous = False
         per_block = lanes // blocks
         self._thread = np.tile(np.arange(per_block, dtype=np.int64), blocks)
         self.starts = np.repeat(np.arange(blocks, dtype=np.int64) * self.size, per_block) - BASE
@@ -50,6 +55,8 @@ class SharedMemory:
         written, read, arriving = self._owners
         written[:] = read[:] = -1
         arriving[:] = False
+        self._in_use[:] = self._fences[:] = 0
+        self._fences_at[:] = -1
         self._time[:] = 0
         self._stamp[:] = self._thread
 
@@ -90,6 +97,37 @@ class SharedMemory:
         """Put items at offsets; a race raises."""
         self._check("write", offsets, size, lanes)
         self._views[size][offsets >> (size.bit_length() - 1)] = items
+        if self.asynchronous:
+            who = np.arange(len(self._fences)) if lanes is None else lanes
+            for i in range(0, size, self._granule):
+                at = (offsets + i) // self._granule
+                self._writer[at], self._fences_at[at] = who, self._fences[who]
+
+    def fence(self, lanes: Array | None) -> None:
+        """Threads make what they wrote visible to the tensor cores (``fence.proxy.async``)."""
+        self._fences[slice(None) if lanes is None else lanes] += 1
+
+    def begin_use(self, offsets: Array, lane: int) -> Array:
+        """The 32-bit words at offsets, for tensor cores that read them from now until `end_use` on behalf of a thread."""
+        at = self._granules(offsets)
+        behind = (self._fences_at[at] >= 0) & (self._fences[self._writer[at]] == self._fences_at[at])
+        if behind.any():
+            bad = int(at[np.flatnonzero(behind)[0]])
+            raise Race(
+                f"tensor cores read shared byte {bad * self._granule % self.size}, which its writer has not fenced since"
+            )
+        words = self.read(offsets, 4, np.full(len(offsets), lane))
+        np.add.at(self._in_use, at, 1)
+        return words
+
+    def end_use(self, offsets: Array, lane: int) -> None:
+        """The thread waited for the tensor cores, which may have read until now."""
+        np.subtract.at(self._in_use, self._granules(offsets), 1)
+        self.read(offsets, 4, np.full(len(offsets), lane))
+
+    def _granules(self, offsets: Array) -> Array:
+        """The granules of words at offsets."""
+        return np.concatenate([(offsets + i) // self._granule for i in range(0, 4, self._granule)])
 
     def begin_copy(self, offsets: Array, size: int, lanes: Array | None) -> None:
         """Close the destination of an asynchronous copy."""
@@ -106,9 +144,15 @@ class SharedMemory:
             self._owners[2][(offsets + i) // self._granule] = arriving
 
     def _check(self, doing: str, offsets: Array, size: int, lanes: Array | None) -> None:
-        reads, writes = races.compiled()
+        if self.asynchronous and doing == "write":
+            for i in range(0, size, self._granule):
+                if self._in_use[(offsets + i) // self._granule].any():
+                    raise Race("a write to shared memory that tensor cores may still read: nobody waited for them")
+        checks = races.compiled()
         stamps = self._stamp if lanes is None else self._stamp[lanes]
-        wrong, lane, at = (reads if doing == "read" else writes)(offsets, stamps, size, self._granule, *self._owners)
+        wrong, lane, at = (checks.read if doing == "read" else checks.write)(
+            offsets, stamps, size, self._granule, *self._owners
+        )
         if wrong == races.OK:
             return
         byte, me = at * self._granule % self.size, int(stamps[lane]) & races.SEVERAL_WARPS

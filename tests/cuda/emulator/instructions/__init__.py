@@ -10,14 +10,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import UnknownInstruction
-from . import asynchronous, atomics, conversions, floats, integers, loads, moves, tensor, warp
+from . import asynchronous, atomics, conversions, floats, integers, loads, moves, tensor, warp, warpgroup
 from .registry import REGISTRY
 
 if TYPE_CHECKING:
     from ..machine import Machine, Step
     from ..parser import Instruction
 
-__all__ = ["asynchronous", "atomics", "bind", "conversions", "floats", "integers", "loads", "moves", "tensor", "warp"]
+__all__ = [
+    "asynchronous",
+    "atomics",
+    "bind",
+    "conversions",
+    "floats",
+    "integers",
+    "loads",
+    "moves",
+    "tensor",
+    "warp",
+    "warpgroup",
+]
 
 
 def bind(machine: Machine, instruction: Instruction) -> Step:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import races
 from ..errors import EmulationError, OutOfBounds, UnknownInstruction
 from ..memory import CARRIERS
 from ..parser import SIZES, Address, Symbol, Vector
@@ -18,26 +19,10 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 _SPACES = ("global", "shared", "shared::cta", "local", "param", "const")
-_HINTS = (
-    "nc",
-    "ca",
-    "cg",
-    "cs",
-    "lu",
-    "cv",
-    "wb",
-    "wt",
-    "weak",
-    "volatile",
-    "relaxed",
-    "acquire",
-    "release",
-    "cta",
-    "gpu",
-    "sys",
-)
-_HINTS += tuple(f"L1::{policy}" for policy in ("evict_normal", "evict_unchanged", "evict_first", "evict_last", "no_allocate"))
-_HINTS += ("L2::64B", "L2::128B", "L2::256B")
+_HINTS = {"nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt"}  # caches
+_HINTS |= {"weak", "volatile", "relaxed", "acquire", "release", "cta", "gpu", "sys"}  # order and scope
+_HINTS |= {f"L1::evict_{order}" for order in ("normal", "unchanged", "first", "last")} | {"L1::no_allocate"}
+_HINTS |= {"L2::64B", "L2::128B", "L2::256B"}
 
 
 def addresses_of(machine: Machine, operand: Operand, lanes: Array | None) -> Array:
@@ -68,21 +53,22 @@ def _shape(which: Instruction) -> tuple[str, str, int]:
     return space, kind, count
 
 
-def read_global(machine: Machine, addresses: Array, size: int, lanes: Array | None) -> Array:
+def read_global(machine: Machine, addresses: Array, size: int, lanes: Array | None, how: int = races.READING) -> Array:
     """Items in global memory, after the checks."""
     machine.memory.check(addresses, size)
+    machine.memory.touch(addresses, size, machine.moments if lanes is None else machine.moments[lanes], how)
     if machine.measure:
         machine.statistics.global_access("load", addresses, size, lanes)
     return machine.memory.read(addresses, size)
 
 
-def read(machine: Machine, space: str, addresses: Array, size: int, lanes: Array | None) -> Array:
+def read(machine: Machine, space: str, addresses: Array, size: int, lanes: Array | None, how: int = races.READING) -> Array:
     """Items of ``size`` bytes in a state space, after the checks."""
     if space == "":
         space, window = _generic(addresses)
         addresses = addresses - np.uint64(window)
     if space in ("global", "const"):
-        return read_global(machine, addresses, size, lanes)
+        return read_global(machine, addresses, size, lanes, how)
     if space == "shared":
         offsets = machine.shared.offsets(addresses, size, lanes)
         if machine.measure:
@@ -100,6 +86,7 @@ def write(machine: Machine, space: str, addresses: Array, items: Array, size: in
         addresses = addresses - np.uint64(window)
     if space == "global":
         machine.memory.check(addresses, size, write=True)
+        machine.memory.touch(addresses, size, machine.moments if lanes is None else machine.moments[lanes], races.WRITING)
         if machine.measure:
             machine.statistics.global_access("store", addresses, size, lanes)
         machine.memory.write(addresses, items, size)
@@ -148,10 +135,11 @@ def ld(machine: Machine, which: Instruction) -> Step:
         return _parameter(machine, which, outs)
     dtype = np.dtype(f"{'i' if kind[0] == 's' else 'u'}{SIZES[kind]}")
     size = SIZES[kind] * count
+    how = races.READING_CONSTANT if "nc" in which.modifiers else races.READING
 
     def step(mask: Array | None) -> None:
         lanes = lanes_of(mask)
-        items = read(machine, space, addresses_of(machine, source, lanes), size, lanes)
+        items = read(machine, space, addresses_of(machine, source, lanes), size, lanes, how)
         columns = items.view(dtype).reshape(-1, count)
         for i, out in enumerate(outs):
             if out is not None:

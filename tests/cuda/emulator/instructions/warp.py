@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import Diverged, EmulationError, UnknownInstruction
 from ..parser import Pair
-from .registry import allow, assign, instruction
+from .registry import allow, assign, instruction, lanes_of
 
 if TYPE_CHECKING:
     from ..machine import Machine, Step
@@ -139,8 +139,12 @@ def fence(machine: Machine, which: Instruction) -> Step:
     if set(which.modifiers) - known:
         raise UnknownInstruction(which.opcode)
 
+    proxy = "async" in which.modifiers
+
     def step(mask: Array | None) -> None:
         machine.statistics.events[which.opcode] += 1
+        if proxy:
+            machine.shared.fence(lanes_of(mask))
 
     return step
 
