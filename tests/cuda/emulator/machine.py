@@ -76,6 +76,7 @@ class Machine:
         self.copies: list[Any] = []
         self.products: list[Any] = []
         self.product_groups: dict[int, int] = {}
+        self.accumulators: dict[Any, Any] = {}
         self.committed = np.zeros(self.lanes, np.int64)
         self._registers = {name: np.zeros(self.lanes, TYPES[r.type]) for name, r in program.kernel.registers.items()}
         self._constants: dict[tuple[bytes, np.dtype[Any]], Array] = {}
@@ -166,6 +167,7 @@ class Machine:
         self.copies.clear()
         self.products.clear()
         self.product_groups.clear()
+        self.accumulators.clear()
         self.committed[:] = 0
         self.moments = races.global_stamps(first + self.block_of, self.thread)
         alive = (self.thread < self.threads) & (self.block_of < count)

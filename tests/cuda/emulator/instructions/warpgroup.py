@@ -1,9 +1,8 @@
 """Tensor cores of Hopper: ``wgmma``, by which four warps multiply tiles that lie in shared memory.
 
-The tensor cores read shared memory in a way of their own: what threads wrote must be fenced (``fence.proxy.async``),
-and must not be written again before the threads have waited for the product. Both are checked. The accumulators get
-their values at once: whether code touches them too early is seen by ptxas, which then says that it serialized the
-products.
+The tensor cores read shared memory in a way of their own: what threads wrote must be fenced (``fence.proxy.async``), and
+must not be written again before the threads have waited for the product. Both are checked. Accumulators are NaN for
+everybody but the next product until the threads have waited.
 """
 
 from __future__ import annotations
@@ -41,6 +40,15 @@ class Product:
     group: int
 
 
+@dataclass
+class Accumulators:
+    """Registers of a warpgroup that a product fills, the values that they will have, and the group of its last product."""
+
+    outs: list[Array]
+    values: Array
+    group: int
+
+
 @instruction("wgmma.fence")
 def fence(machine: Machine, which: Instruction) -> Step:
     return lambda mask: _check_groups(machine, mask)
@@ -68,6 +76,11 @@ def wait(machine: Machine, which: Instruction) -> Step:
             else:
                 left.append(product)
         machine.products[:] = left
+        for (first, names), filled in list(machine.accumulators.items()):
+            if first in groups and filled.group < machine.product_groups.get(first, 0) - allowed:
+                for out, value in zip(filled.outs, filled.values, strict=True):
+                    out[first : first + GROUP] = value
+                del machine.accumulators[first, names]
 
     return step
 
@@ -87,6 +100,7 @@ def mma_async(machine: Machine, which: Instruction) -> Step:
     if isinstance(a, Vector) and len(transposed) == 1:
         transposed = [0, *transposed]  # a in registers has no choice
     outs = [machine.target(e, "f32") for e in elements(target)]
+    names = str(target)
     if len(outs) != columns // 2 or len(transposed) != 2:
         raise UnknownInstruction(f"{which.text}")
     left = [machine.source(e, "b32") for e in a.elements] if isinstance(a, Vector) else machine.source(a, "u64")
@@ -125,10 +139,14 @@ def mma_async(machine: Machine, which: Instruction) -> Step:
                 used.append(offsets)
             other, offsets = tile(right, first, columns, transposed[1])
             used.append(offsets)
-            product = matrix @ other.T
-            for i, out in enumerate(outs):
-                out[these] = cut(product[rows[i], places[i]] + np.where(kept[these], out[these], 0))
+            product = (matrix @ other.T)[rows, places]
+            filled = machine.accumulators.get((first, names))
+            before = np.stack([out[these] for out in outs]) if filled is None else filled.values
             group = machine.product_groups.get(first, 0)
+            values = cut(product + np.where(kept[these], before, 0))
+            machine.accumulators[first, names] = Accumulators(outs, values, group)
+            for out in outs:
+                out[these] = np.nan
             machine.products += [Product(offsets, first, group) for offsets in used]
 
     return step
