@@ -20,6 +20,7 @@ PRECISIONS = ("highest", "high", "medium")
 """How exact products of matrices on a GPU are."""
 
 _PLAIN = (ndarray, list, tuple, int, float)
+_ON_HOST = frozenset((*_PLAIN, type(None), np.float16, np.float32, np.float64))
 
 _chosen: int | None = None
 """The device for NumPy arrays; None for the CPU."""
@@ -92,6 +93,12 @@ def target(base: str, operands: Sequence[Any], kwargs: dict[str, Any]) -> int | 
     kwargs : dict
         Its keyword arguments, of which ``device`` is taken out.
     """
+    if _chosen is None and "device" not in kwargs:
+        for operand in operands:
+            if type(operand) not in _ON_HOST:
+                break
+        else:
+            return None  # known soonest
     asked = kwargs.pop("device", None)
     if any(map(faults.is_on_cuda, operands)):
         if asked is not None and _number(base, asked) is None:

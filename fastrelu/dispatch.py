@@ -38,9 +38,9 @@ def {name}({parameters}, out=None, **kwargs):
 def elementwise(declaration: Callable[P, R]) -> Callable[P, R]:
     """Turn the declaration of an elementwise operation (name, signature, docstring) into the function that runs it."""
     operation = OPERATIONS[declaration.__name__]
-    code, names = declaration.__code__, operation.inputs
+    code, name, names = declaration.__code__, operation.name, operation.inputs
     defaults = dict(zip(code.co_varnames[: code.co_argcount][::-1], (declaration.__defaults__ or ())[::-1], strict=False))
-    parameters = [f"{name}=default_{name}" if name in defaults else name for name in names]
+    parameters = [f"{operand}=default_{operand}" if operand in defaults else operand for operand in names]
     parameters.insert(code.co_posonlyargcount, "/")
 
     def bind() -> Any:
@@ -56,11 +56,11 @@ def elementwise(declaration: Callable[P, R]) -> Callable[P, R]:
 
     def general(operands: tuple[Any, ...], out: Any, kwargs: dict[str, Any]) -> Any:
         """Other kinds of operands, and calls with keyword arguments."""
-        place = device.target(operation.name, (*operands, out), kwargs)
+        place = device.target(name, (*operands, out), kwargs)
         if place is not None:
             from fastrelu.cuda import dispatch as cuda
 
-            return cuda.elementwise(operation.name, dict(zip(names, operands, strict=True)), out, kwargs, place)
+            return cuda.elementwise(name, dict(zip(names, operands, strict=True)), out, kwargs, place)
         if out is Ellipsis and not _NUMPY_HAS_ELLIPSIS_OUT:
             result = bind()(*operands, **kwargs)
             return np.asarray(result) if isinstance(result, np.generic) else result
@@ -84,7 +84,7 @@ def elementwise(declaration: Callable[P, R]) -> Callable[P, R]:
         name=operation.name,
         parameters=", ".join(parameters),
         # Not the parameter, which is a number most of the time.
-        plain=" and ".join(f"type({name}) is ndarray" for i, name in enumerate(names) if i != operation.parameter),
+        plain=" and ".join(f"type({operand}) is ndarray" for i, operand in enumerate(names) if i != operation.parameter),
         names="".join(f"{name}, " for name in operation.inputs),
         operands=", ".join(f"whole({name})" if name in operation.whole else name for name in operation.inputs),
     )
