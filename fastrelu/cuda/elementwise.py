@@ -25,6 +25,9 @@ from fastrelu.ufuncs import element_of
 BLOCKS = 1 << 16
 """Most blocks of a grid; beyond, each does several tiles. Enough of them that the multiprocessors share them evenly."""
 
+NARROW = 1 << 31
+"""From here on items and strides do not fit 32-bit places."""
+
 
 class Layout(NamedTuple):
     """What the choice of a kernel depends on in an array."""
@@ -277,7 +280,7 @@ def _plan(
         if axes[-1].length == 1 and len(axes) > 1:
             del axes[-1]
         items = int(np.prod([axis.length for axis in axes], dtype=object))
-        wide = items >= 1 << 31 or any(abs(step) >= 1 << 31 for axis in axes for step in axis.steps)
+        wide = items >= NARROW or any(abs(step) >= NARROW for axis in axes for step in axis.steps)
         spec = _spec(formula, arithmetic, calculated, stored, operands, reads, lanes, len(axes), wide)
         divisors = [n for axis in axes[1:] for n in (axis.length, *divisor(axis.length, wide))]
         before = [items]

@@ -51,7 +51,7 @@ def operands(name: str, count: int, size: int) -> list[Array]:
 
 def bits(x: Array, *, any_nan: bool = False) -> Array:
     """The elements as unsigned integers; with `any_nan` every NaN is the same, since which one a calculation gives is open."""
-    if any_nan:
+    if any_nan and x.dtype.name in FLOATS:
         x = np.where(x != x, np.array(np.nan).astype(x.dtype), x)
     return np.ascontiguousarray(x).view(f"u{x.itemsize}")
 
