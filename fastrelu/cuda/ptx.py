@@ -111,3 +111,42 @@ def rounded_to_bfloat16(builder: Any, value: Any) -> Any:
     """The bits of a float32 rounded to bfloat16, ties to even."""
     kind = ir.FunctionType(ir.IntType(16), [ir.FloatType()])
     return builder.call(ir.InlineAsm(kind, "cvt.rn.bf16.f32 $0, $1;", "=h,f", side_effect=False), (value,))
+
+
+fence_for_tensor_cores = _without_operands("fence.proxy.async.shared::cta;")
+"""What this thread has written to shared memory is seen by wgmma once other threads may know of it."""
+
+
+def emit_wgmma_begin(builder: Any) -> None:
+    """Before the first wgmma after its registers were written."""
+    _assembly(builder, _VOID, (), "wgmma.fence.sync.aligned;", "~{memory}")
+
+
+def emit_wgmma(builder: Any, kind: str, sums: list[Any], a: list[Any], b: Any) -> list[Any]:
+    """Begin to add a @ b of a warpgroup; a is in registers, b in shared memory, where a descriptor says."""
+    count = len(sums)
+    shape = f"m64n{2 * count}k{SHAPES[kind]}"
+    numbers = ",".join(f"${i}" for i in range(count))
+    words = ",".join(f"${2 * count + i}" for i in range(4))
+    product = (
+        f"wgmma.mma_async.sync.aligned.{shape}.f32.{kind}.{kind} {{{numbers}}}, {{{words}}}, ${2 * count + 4}, added, 1, 1"
+    )
+    # Whether sums are added to is not a number but a predicate.
+    text = f"{{ .reg .pred added; setp.eq.u32 added, 0, 0; {product}{', 0' * (kind != 'tf32')}; }}"
+    constraints = ",".join(["=f"] * count + [str(i) for i in range(count)] + ["r"] * 4 + ["l"])
+    result = _assembly(builder, ir.LiteralStructType([_FLOAT] * count), (*sums, *a, b), text, constraints)
+    return [builder.extract_value(result, i) for i in range(count)]
+
+
+def emit_wgmma_commit(builder: Any) -> None:
+    """What has begun since the last call is one group."""
+    _assembly(builder, _VOID, (), "wgmma.commit_group.sync.aligned;", "~{memory}")
+
+
+def emit_wgmma_wait(builder: Any, sums: list[Any]) -> list[Any]:
+    """Wait for all groups; only now are the sums there."""
+    count = len(sums)
+    constraints = ",".join(["=f"] * count + [str(i) for i in range(count)] + ["~{memory}"])
+    kind = ir.LiteralStructType([_FLOAT] * count)
+    result = _assembly(builder, kind, tuple(sums), "wgmma.wait_group.sync.aligned 0;", constraints)
+    return [builder.extract_value(result, i) for i in range(count)]

@@ -27,6 +27,7 @@ _ENTRY = re.compile(r"\.visible \.entry (\w+)\(")
 _FIRST_WITH_OWN_INSTRUCTIONS = (9, 0)
 """From here on an architecture has instructions that no later one has (wgmma), under the letter "a"."""
 
+
 def device_function(function: Callable[..., Any]) -> Any:
     """A function for kernels to call, put in the place of each call. Unlike numba-cuda's other kinds it needs no driver."""
     return cuda.jit(function, device=True, inline="always")

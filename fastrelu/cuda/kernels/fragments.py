@@ -292,3 +292,75 @@ def multiply_split(rows: int, columns: int) -> Any:
         return pair(sums, sums, a_words, b_words), codegen
 
     return multiply_step
+
+
+def split_words(count: int) -> Any:
+    """The function (words) -> (first parts, second parts) of float32 numbers, see `multiply_split`."""
+    words = types.UniTuple(types.uint32, count)
+    pair = types.UniTuple(words, 2)
+
+    @intrinsic
+    def split(typing_context, values):
+        def codegen(context, builder, signature, arguments):
+            both = [_split(builder, word) for word in _unpacked(builder, arguments[0])]
+            return context.make_tuple(builder, pair, [_packed(builder, list(part)) for part in zip(*both, strict=True)])
+
+        return pair(words), codegen
+
+    return split
+
+
+def round_words(count: int) -> Any:
+    """The function (words) -> float32 numbers rounded to TF32."""
+    words = types.UniTuple(types.uint32, count)
+
+    @intrinsic
+    def round_(typing_context, values):
+        def codegen(context, builder, signature, arguments):
+            return _packed(builder, [ptx.emit_to_tf32(builder, _number(builder, w)) for w in _unpacked(builder, arguments[0])])
+
+        return words(words), codegen
+
+    return round_
+
+
+def begin_products(columns: int, instructions: int, products: tuple[tuple[int, int], ...]) -> Any:
+    """The function (sums, first parts of a, second parts, descriptors of the first and second parts of b) of a warpgroup.
+
+    It begins ``sums + a @ b`` for the terms of some instructions in a row of shared memory, for each pair of parts of a and b.
+    """
+    sums = types.UniTuple(types.float32, columns // 2)
+    words = types.UniTuple(types.uint32, 4 * instructions)
+
+    @intrinsic
+    def begin(typing_context, tile, high, low, high_descriptor, low_descriptor):
+        def codegen(context, builder, signature, arguments):
+            values = _unpacked(builder, arguments[0])
+            a_parts, b_parts = [_unpacked(builder, part) for part in arguments[1:3]], arguments[3:]
+            ptx.emit_wgmma_begin(builder)
+            small, large = products[:-1], products[-1:]
+            for pairs in (small, large):
+                for g in range(instructions):
+                    for a, b in pairs:
+                        descriptor = builder.add(b_parts[b], ir.Constant(_ADDRESS, 2 * g))
+                        values = ptx.emit_wgmma(builder, "tf32", values, a_parts[a][4 * g : 4 * g + 4], descriptor)
+            ptx.emit_wgmma_commit(builder)
+            return _packed(builder, values)
+
+        return sums(sums, words, words, types.int64, types.int64), codegen
+
+    return begin
+
+
+def end_products(columns: int) -> Any:
+    """The function (sums) -> sums, once they are there."""
+    sums = types.UniTuple(types.float32, columns // 2)
+
+    @intrinsic
+    def end(typing_context, tile):
+        def codegen(context, builder, signature, arguments):
+            return _packed(builder, ptx.emit_wgmma_wait(builder, _unpacked(builder, arguments[0])))
+
+        return sums(sums), codegen
+
+    return end
