@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.cuda.emulator import GlobalMemory, Program, Statistics, launch
+from tests.cuda.emulator import GlobalMemory, Program, Statistics, execute
 
 _KERNEL = """
 .version 9.0
@@ -51,7 +51,7 @@ def run(
         memory.register(array)
     addresses = tuple(array.ctypes.data for array in arrays)
     what = program(body, len(arrays), variables)
-    return launch(what, (grid, 1, 1), (threads, 1, 1), addresses, memory, shared=shared, measure=measure)
+    return execute(what, (grid, 1, 1), (threads, 1, 1), addresses, memory, shared=shared, measure=measure)
 
 
 def evaluate(text: str, *inputs: np.ndarray[Any, Any], out: Any) -> np.ndarray[Any, Any]:

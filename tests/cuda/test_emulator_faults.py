@@ -156,14 +156,14 @@ def test_global_access_half_out_of_bounds():
 
 
 def test_write_to_what_is_only_read():
-    from tests.cuda.emulator import GlobalMemory, launch
+    from tests.cuda.emulator import GlobalMemory, execute
     from tests.cuda.snippets import program
 
     x, memory = np.zeros(4, np.uint32), GlobalMemory()
     memory.register(x, writable=False)
-    launch(program("ld.global.u32 %r0, [%rd0];", 1), (1, 1, 1), (1, 1, 1), (x.ctypes.data,), memory)
+    execute(program("ld.global.u32 %r0, [%rd0];", 1), (1, 1, 1), (1, 1, 1), (x.ctypes.data,), memory)
     with pytest.raises(OutOfBounds, match="write"):
-        launch(program("st.global.u32 [%rd0], 0;", 1), (1, 1, 1), (1, 1, 1), (x.ctypes.data,), memory)
+        execute(program("st.global.u32 [%rd0], 0;", 1), (1, 1, 1), (1, 1, 1), (x.ctypes.data,), memory)
 
 
 @pytest.mark.parametrize("text", ["ld.global.u64 %rd9, [%rd0+4];", "st.global.v4.f32 [%rd0+8], {%f0, %f0, %f0, %f0};"])

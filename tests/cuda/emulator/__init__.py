@@ -14,14 +14,14 @@ is an error.
 | `numbers` | arithmetic as PTX defines it |
 | `memory`, `shared`, `races` | memory, its bounds, and who touched it |
 | `statistics` | what a launch did |
-| `run`, `driver` | a launch, and a device made of it for `fastrelu.cuda` |
+| `execution`, `driver` | a launch, and a device made of it for `fastrelu.cuda` |
 """
 
 from .driver import DeviceArray, EmulatedDriver
 from .errors import Deadlock, Diverged, EmulationError, Misaligned, OutOfBounds, Race, UnknownInstruction
+from .execution import execute
 from .memory import GlobalMemory
 from .program import Program
-from .run import launch
 from .statistics import Statistics
 
 __all__ = [
@@ -37,5 +37,5 @@ __all__ = [
     "Race",
     "Statistics",
     "UnknownInstruction",
-    "launch",
+    "execute",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from typing import Any
 
 import numpy as np
 
+from .execution import execute
 from .memory import GlobalMemory
 from .program import Program
-from .run import launch
 from .statistics import Statistics
 
 
@@ -61,7 +62,7 @@ class EmulatedDriver:
 
     def launch(self, function: Any, grid: tuple[int, int, int], stream: int, arguments: tuple[Any, ...]) -> None:
         program, kernel = function
-        statistics = launch(
+        statistics = execute(
             program, grid, kernel.threads, arguments, self.global_memory, shared=kernel.shared, measure=self.measure
         )
         self.launches.append(statistics)
@@ -91,49 +92,70 @@ class EmulatedDriver:
         """Everything has happened already."""
 
     def array(self, values: Any, *, writable: bool = True) -> DeviceArray:
-        """A device array with these values, in the layout that they have."""
-        return DeviceArray(self, np.array(values, copy=True, order="K", subok=False), writable=writable)
+        """A device array with these values, in the order of axes that they have."""
+        values = np.asarray(values)
+        array = self.empty(values.shape, values.dtype, values)
+        array.host[...] = values
+        if not writable:
+            self.global_memory.protect(array.host.ctypes.data)
+            array.writable = False
+        return array
 
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
-        """A device array that is not filled: its bits are those of NaN."""
-        array = np.empty(shape, dtype)
-        array.reshape(-1).view(np.uint8)[:] = 0xFF
-        return DeviceArray(self, array)
+    def empty(self, shape: tuple[int, ...], dtype: Any, like: np.ndarray[Any, Any] | None = None) -> DeviceArray:
+        """A device array that is not filled: its bits are those of NaN. Its axes are in the order of those of ``like``."""
+        dtype = np.dtype(dtype)
+        count = int(np.prod(shape, dtype=np.int64))
+        pointer = self.allocate(0, max(count * dtype.itemsize, 1), 0)
+        strides = np.empty_like(np.broadcast_to(np.empty((), dtype), shape) if like is None else like, dtype).strides
+        flat = self._allocated[pointer][: count * dtype.itemsize].view(dtype)
+        host = np.lib.stride_tricks.as_strided(flat, shape, strides) if count else flat.reshape(shape)
+        weakref.finalize(flat, self.free, 0, pointer, 0)
+        kind = DeviceArray if dtype.kind != "V" and dtype.name != "bfloat16" else PackedArray
+        return kind(self, host)
 
 
 class DeviceArray:
     """An array that claims to be on the emulated device: its memory is that of ``host``, a NumPy array."""
 
-    def __init__(
-        self, driver: EmulatedDriver, host: np.ndarray[Any, Any], *, writable: bool = True, register: bool = True
-    ) -> None:
-        self.driver, self.host, self.stream = driver, host, 1
-        self._writable = writable
-        if register:
-            driver.global_memory.register(host, writable=writable)
+    def __init__(self, driver: EmulatedDriver, host: np.ndarray[Any, Any], *, writable: bool = True) -> None:
+        self.driver, self.host, self.writable, self.stream = driver, host, writable, 1
 
     def __getitem__(self, index: Any) -> DeviceArray:
-        """A view: the kernel may still touch no more than the whole array."""
-        return DeviceArray(self.driver, self.host[index], writable=self._writable, register=False)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type of the elements: ``typestr`` has no letter for bfloat16."""
-        return self.host.dtype
+        """A view: a kernel may still touch the whole array."""
+        return type(self)(self.driver, self.host[index], writable=self.writable)
 
     @property
     def T(self) -> DeviceArray:
         """The transposed view."""
-        return DeviceArray(self.driver, self.host.T, writable=self._writable, register=False)
+        return type(self)(self.driver, self.host.T, writable=self.writable)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        contiguous = self.host.flags.c_contiguous
         return {
             "shape": self.host.shape,
             "typestr": self.host.dtype.str,
-            "data": (self.host.ctypes.data if self.host.size else 0, not self._writable),
-            "strides": None if contiguous else self.host.strides,
+            "data": (self.host.ctypes.data if self.host.size else 0, not self.writable),
+            "strides": None if self.host.flags.c_contiguous else self.host.strides,
             "version": 3,
             "stream": self.stream,
         }
+
+
+class PackedArray(DeviceArray):
+    """The same by DLPack, which has a name for bfloat16."""
+
+    __cuda_array_interface__ = property()  # type: ignore[assignment]
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        from fastrelu.cuda import dlpack
+
+        return dlpack.CUDA, 0
+
+    def __dlpack__(self, *, stream: int | None = None, max_version: tuple[int, int] | None = None, **_: Any) -> Any:
+        from fastrelu.cuda import dlpack
+
+        host, versioned = self.host, max_version is not None and max_version >= (1, 0)
+        where = self.__dlpack_device__()
+        return dlpack.write(
+            self, host.ctypes.data, host.shape, host.strides, host.dtype.name, host.dtype.itemsize, where, versioned
+        )

@@ -73,6 +73,10 @@ class GlobalMemory:
             insort(self._starts, low)
             self._ends[low], self._names[low], self._count[low] = high, name, 1
 
+    def protect(self, low: int) -> None:
+        """Forbid writes to what starts at an address."""
+        self._writable.discard(low)
+
     def remove(self, low: int) -> None:
         """Take back what `add` allowed."""
         self._count[low] -= 1

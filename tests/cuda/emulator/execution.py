@@ -13,7 +13,7 @@ LANES = 4096
 """Threads that run side by side: many, for NumPy's calls cost the same for few; not more, for registers stay in the cache."""
 
 
-def launch(
+def execute(
     program: Program,
     grid: tuple[int, int, int],
     block: tuple[int, int, int],
