@@ -14,7 +14,8 @@ import numpy as np
 from fastrelu import faults
 from fastrelu.cuda.arrays import DeviceArray, Work
 from fastrelu.cuda.conversion import bits_of
-from fastrelu.cuda.kernels.elementwise import LANES, NUMBER, ONE, Sweep, divisor, kernel
+from fastrelu.cuda.kernels.elementwise import LANES, NUMBER, ONE, Sweep, kernel
+from fastrelu.cuda.kernels.places import divisors
 from fastrelu.cuda.launch import Kernel
 from fastrelu.cuda.layout import Axis, broadcast_strides, order_of, shared_axes
 from fastrelu.cuda.memory import PACKET
@@ -282,9 +283,9 @@ def _plan(
         items = int(np.prod([axis.length for axis in axes], dtype=object))
         wide = items >= NARROW or any(abs(step) >= NARROW for axis in axes for step in axis.steps)
         spec = _spec(formula, arithmetic, calculated, stored, operands, reads, lanes, len(axes), wide)
-        divisors = [n for axis in axes[1:] for n in (axis.length, *divisor(axis.length, wide))]
         before = [items]
-        after = (divisors or [0]) + [axis.steps[k] for k in range(len(arrays)) for axis in axes]
+        dividing = divisors([axis.length for axis in axes], wide)
+        after = (dividing or [0]) + [axis.steps[k] for k in range(len(arrays)) for axis in axes]
     blocks = max(1, min(BLOCKS, -(-items // spec.tile)))
     shifts = iter(starts)
     places = tuple(0 if o is None else next(shifts) for o in (*operands, result))

@@ -10,7 +10,8 @@ import fastrelu
 from fastrelu import ufuncs
 from fastrelu.cuda import elementwise
 from fastrelu.cuda.elementwise import call
-from fastrelu.cuda.kernels.elementwise import LANES, THREADS, Sweep, divisor, kernel
+from fastrelu.cuda.kernels.elementwise import LANES, THREADS, Sweep, kernel
+from fastrelu.cuda.kernels.places import divisor
 from fastrelu.cuda.layout import broadcast_strides, shared_axes
 from fastrelu.operations import OPERATIONS
 from tests.cuda.machine_code import assemble

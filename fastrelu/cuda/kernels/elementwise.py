@@ -14,6 +14,7 @@ from llvmlite import ir
 
 from fastrelu.cuda import formulas
 from fastrelu.cuda.conversion import converted, narrowed, widened
+from fastrelu.cuda.kernels.places import WORD, coordinates, count_of_divisors, members, moved
 from fastrelu.cuda.launch import Kernel
 from fastrelu.cuda.memory import lanes_of, read_words, size_of, write_lanes
 from fastrelu.cuda.toolkit import cuda, intrinsic, types
@@ -25,8 +26,6 @@ LOADS = 4
 
 LANES, ONE, NUMBER = "lanes", "one", "number"
 """How an item takes an operand: element by element; one element for all; bits that are the same for all items."""
-
-_WORD = ir.IntType(64)
 
 
 @dataclass(frozen=True)
@@ -144,13 +143,9 @@ def _merged(builder, word, before, after):
     return merged
 
 
-def _members(builder, value, count: int) -> list:
-    return [builder.extract_value(value, i) for i in range(count)]
-
-
 def _items_of(builder, i, items, count: int):
     """The numbers of the items of a thread, and whether they exist."""
-    numbers = [builder.add(i, _WORD(u * THREADS)) for u in range(count)]
+    numbers = [builder.add(i, WORD(u * THREADS)) for u in range(count)]
     return numbers, [builder.icmp_signed("<", number, items) for number in numbers]
 
 
@@ -167,10 +162,10 @@ def _contiguous_items(spec: Sweep, unroll: int):
     @intrinsic
     def do_items(typing_context, places, i, items):
         def codegen(context, builder, signature, arguments):
-            bases, first, end = _members(builder, arguments[0], COUNT), *arguments[1:]
+            bases, first, end = members(builder, arguments[0], COUNT), *arguments[1:]
             numbers, inside = ([first], [None]) if unroll == 0 else _items_of(builder, first, end, unroll)
             addresses = [
-                [builder.add(base, builder.mul(number, _WORD(size))) for base, size in zip(bases, sizes, strict=True)]
+                [builder.add(base, builder.mul(number, WORD(size))) for base, size in zip(bases, sizes, strict=True)]
                 for number in numbers
             ]
             _sweep(builder, spec, inside, addresses, bases)
@@ -181,65 +176,26 @@ def _contiguous_items(spec: Sweep, unroll: int):
     return do_items
 
 
-def _quotient(builder, number, multiplier, shift, wide: bool):
-    """A non-negative number divided by what `divisor` made of a length."""
-    bits = 64 if wide else 32
-    name = "llvm.nvvm.mulhi.ull" if wide else "llvm.nvvm.mulhi.ui"
-    kind = ir.IntType(bits)
-    function = ir.FunctionType(kind, (kind, kind))
-    found = builder.module.globals.get(name) or ir.Function(builder.module, function, name)
-    return builder.lshr(builder.call(found, (number, multiplier)), shift)
-
-
-def divisor(length: int, wide: bool) -> tuple[int, int]:
-    """What a length of at least 2 is divided by with: floor(i / length) = (high half of i * multiplier) >> shift for all
-    i < 2**31, or 2**63 if `wide`.
-
-    Granlund and Montgomery, "Division by invariant integers using multiplication", 1994, doi:10.1145/178243.178249.
-    """
-    power = (length - 1).bit_length()
-    kept = 63 if wide else 31
-    return -(-(1 << (kept + power)) // length), power - 1
-
-
 def _strided_items(spec: Sweep):
-    """The function (places, lengths, divisors, strides, i, items) that does the items i, i + THREADS, ... of strided operands.
-
-    Of each axis but the first there are a length, a multiplier and a shift, of each operand in memory and each axis a stride.
+    """The function (places, divisors, strides, i, items) that does the items i, i + THREADS, ... of strided operands; there is
+    a stride of each operand in memory and each axis.
     """
-    COUNT, AXES, WIDE = len(spec.stored), spec.axes, spec.wide
+    COUNT, AXES = len(spec.stored), spec.axes
     in_memory = [k for k, read in enumerate((*spec.reads, LANES)) if read != NUMBER]
-    index = ir.IntType(64 if WIDE else 32)
 
     @intrinsic
     def do_items(typing_context, places, divisors, strides, i, items):
         def codegen(context, builder, signature, arguments):
-            def short(value):
-                return value if WIDE else builder.trunc(value, index)
-
-            bases = _members(builder, arguments[0], COUNT)
-            dividing = [short(value) for value in _members(builder, arguments[1], max(1, 3 * (AXES - 1)))]
-            steps = _members(builder, arguments[2], len(in_memory) * AXES)
+            bases = members(builder, arguments[0], COUNT)
+            dividing = members(builder, arguments[1], count_of_divisors(AXES))
+            steps = members(builder, arguments[2], len(in_memory) * AXES)
             numbers, inside = _items_of(builder, arguments[3], arguments[4], spec.unroll)
             addresses = []
             for number in numbers:
-                rest = short(number)
-                coordinates = []
-                for axis in reversed(range(AXES - 1)):
-                    length, multiplier, shift = dividing[3 * axis : 3 * axis + 3]
-                    quotient = _quotient(builder, rest, multiplier, shift, WIDE)
-                    coordinates.insert(0, builder.sub(rest, builder.mul(quotient, length)))
-                    rest = quotient
-                coordinates.insert(0, rest)
-                places = list(bases)
+                found = coordinates(builder, number, dividing, AXES, spec.wide)
+                addresses.append(list(bases))
                 for n, k in enumerate(in_memory):
-                    for axis, coordinate in enumerate(coordinates):
-                        step = steps[n * AXES + axis]
-                        # 32 by 32 bits: one multiply-add with a 64-bit sum
-                        far = coordinate if WIDE else builder.sext(coordinate, _WORD)
-                        near = step if WIDE else builder.sext(builder.trunc(step, index), _WORD)
-                        places[k] = builder.add(places[k], builder.mul(far, near))
-                addresses.append(places)
+                    addresses[-1][k] = moved(builder, bases[k], found, steps[n * AXES : (n + 1) * AXES])
             _sweep(builder, spec, inside, addresses, bases)
             return context.get_dummy_value()
 
@@ -288,6 +244,6 @@ def kernel(spec: Sweep) -> Kernel:
     places = types.UniTuple(types.int64, len(spec.stored))
     if not spec.axes:
         return Kernel(_contiguous(spec), (types.int64, types.int64, types.int64, places), THREADS)
-    divisors = types.UniTuple(types.int64, max(1, 3 * (spec.axes - 1)))
+    divisors = types.UniTuple(types.int64, count_of_divisors(spec.axes))
     strides = types.UniTuple(types.int64, (spec.loads + 1) * spec.axes)
     return Kernel(_strided(spec), (types.int64, places, divisors, strides), THREADS)
