@@ -51,6 +51,25 @@ def copy_async(nbytes: int) -> Any:
     return copy
 
 
+def copy_async_below(nbytes: int) -> Any:
+    """The function (shared address, global address, i, n) that does the same where i < n, both of 32 bits."""
+
+    @intrinsic
+    def copy(typing_context, destination, source, i, n):
+        def codegen(context, builder, signature, arguments):
+            place, address, *words = arguments
+            # Numba would compare 64 bits, in two instructions.
+            is_given = builder.icmp_signed("<", *(builder.trunc(word, _WORD) for word in words))
+            read = builder.select(is_given, _WORD(nbytes), _WORD(0))
+            text = f"cp.async.{'cg' if nbytes == 16 else 'ca'}.shared.global [$0], [$1], {nbytes}, $2;"
+            _assembly(builder, _VOID, (builder.trunc(place, _WORD), address, read), text, "r,l,r,~{memory}")
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 4), codegen
+
+    return copy
+
+
 commit_copies = _without_operands("cp.async.commit_group;")
 """What this thread has started to copy since the last call is one group."""
 
@@ -150,3 +169,21 @@ def emit_wgmma_wait(builder: Any, sums: list[Any]) -> list[Any]:
     kind = ir.LiteralStructType([_FLOAT] * count)
     result = _assembly(builder, kind, tuple(sums), "wgmma.wait_group.sync.aligned 0;", constraints)
     return [builder.extract_value(result, i) for i in range(count)]
+
+
+def _special_register(name: str) -> Any:
+    @intrinsic
+    def read(typing_context):
+        def codegen(context, builder, signature, arguments):
+            return _assembly(builder, _WORD, (), f"mov.u32 $0, {name};", "=r")
+
+        return types.uint32(), codegen
+
+    return read
+
+
+# Reading them again is cheaper than keeping them: what is calculated from them need not stay in registers meanwhile.
+thread_index = _special_register("%tid.x")
+"""The number of the thread in its block."""
+block_index = _special_register("%ctaid.x")
+"""The number of the block in its grid."""

@@ -1,0 +1,520 @@
+"""Products in plain floats, to the bit as on the CPU: y = f(x @ w + b), and both products of the backward pass.
+
+``BlockTile``   how a block of threads divides its part of a product
+``Operand``     how an operand is read
+``copying``     an operand on its way to shared memory
+``delivering``  sums on their way to results
+``product``     the kernel: a block tile of sums, term after term
+``add_blocks``  the kernel that adds the sums of blocks of terms, where several blocks of threads have shared them
+
+Every element is summed as everywhere in this package: in blocks of KC terms, each one chain of fused multiply-adds from 0 (the
+first from the bias), and the sums of the blocks are added in ascending order. A thread keeps the sums of the block of terms at
+hand in registers; the total waits in shared memory, where it is added to once in KC terms, and from where it is delivered. So
+two blocks of threads fit on a multiprocessor, and one calculates while the other waits.
+
+Terms beyond the last are never multiplied: even a product of zeros can change the sign of a zero. Rows beyond the last
+are calculated from anything, and not stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from fastrelu.cuda import formulas, tile
+from fastrelu.cuda.conversion import converted
+from fastrelu.cuda.launch import Kernel
+from fastrelu.cuda.memory import PACKET, SHARED, load, number_of, size_of, store
+from fastrelu.cuda.ptx import block_index, commit_copies, copy_async_below, thread_index, wait_for_copies
+from fastrelu.cuda.tile import is_below, shared_start
+from fastrelu.cuda.toolkit import cuda, device_function, intrinsic, types
+from fastrelu.kernels.vector import ELEMENTS
+from fastrelu.operations import HALVES, KC
+
+int32, uint32 = types.int32, types.uint32
+
+WARP_ROWS, WARP_COLUMNS = 4, 8
+"""Threads of a warp along the rows and the columns of its tile."""
+TERMS = 8
+"""Neighbouring terms that neighbouring threads copy where terms are contiguous: of float32 a sector of 32 bytes."""
+RASTER = 8
+"""Rows of block tiles that are worked on at a time, so that what they share stays in the second-level cache."""
+ADDING = 256
+"""Threads of a block that adds sums."""
+
+
+@dataclass(frozen=True)
+class BlockTile:
+    """How a block of threads divides its part of a product.
+
+    Attributes
+    ----------
+    BM, BN, BK : int
+        Rows, columns and terms of the block tile.
+    TM, TN : int
+        Rows and columns of a thread's tile.
+    blocks : int
+        How many blocks of threads a multiprocessor has room for.
+    """
+
+    BM: int
+    BN: int
+    BK: int
+    TM: int
+    TN: int
+    blocks: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.BM // self.TM * (self.BN // self.TN)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """How an operand is read. Its rows are those of the result for x, and the columns of the result for w.
+
+    Attributes
+    ----------
+    dtype : str
+        Its element type.
+    terms_first : bool
+        Whether neighbouring threads copy neighbouring terms, else neighbouring rows.
+    wide : bool
+        Whether rows are neighbours in memory, and aligned so that 16 bytes can be copied at once.
+    derivative : str
+        The formula of dz, if the operand is dz: what is read is dy then. "" otherwise.
+    of : str
+        The element type of y; "bits along terms" or "bits along rows" for bits of y > 0.
+    """
+
+    dtype: str
+    terms_first: bool = True
+    wide: bool = False
+    derivative: str = ""
+    of: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What becomes of sums.
+
+    Attributes
+    ----------
+    dtype : str
+        The element type.
+    formula : str
+        The activation; "" for none.
+    alpha : str
+        The element type of an alpha in memory; "" if it is a number or there is none.
+    adds : bool
+        Whether they are added to what the array holds.
+    """
+
+    dtype: str
+    formula: str = ""
+    alpha: str = ""
+    adds: bool = False
+
+
+def sums_of(dtype: str) -> str:
+    """The type in which numbers of a type are summed."""
+    return "float32" if dtype in HALVES else dtype
+
+
+@cache
+def cast(path: tuple[str, ...], count: int = 1) -> Any:
+    """A function that converts a number, or a tuple of `count`, from the first type of a path to the second, and so on."""
+    elements = [ELEMENTS[name] for name in path]
+    first, last = (number_of(element) for element in (elements[0], elements[-1]))
+    if count > 1:
+        first, last = types.UniTuple(first, count), types.UniTuple(last, count)
+
+    @intrinsic
+    def convert(typing_context, value):
+        def codegen(context, builder, signature, arguments):
+            lanes = [arguments[0]] if count == 1 else [builder.extract_value(arguments[0], i) for i in range(count)]
+            for source, target in zip(elements, elements[1:], strict=False):
+                lanes = [converted(builder, lane, source, target) for lane in lanes]
+            return lanes[0] if count == 1 else context.make_tuple(builder, last, lanes)
+
+        return last(first), codegen
+
+    return convert
+
+
+def _formula(name: str, dtype: str, parameters: int) -> Any:
+    """A formula of `fastrelu.kernels.formulas` as a function of as many values and alpha."""
+    if not name:
+        return device_function(lambda *values: values[0])
+    function = formulas.inline(name, dtype)
+    takes_alpha = getattr(formulas.formulas, name).__code__.co_argcount > parameters
+    if parameters == 1:
+        return device_function((lambda x, alpha: function(x, alpha)) if takes_alpha else (lambda x, alpha: function(x)))
+    return device_function((lambda x, y, alpha: function(x, y, alpha)) if takes_alpha else (lambda x, y, alpha: function(x, y)))
+
+
+def _moving(operand: Operand, dtype: str, common: str, asynchronous: bool) -> tuple[Any, bool]:
+    """The function that moves a number to shared memory, or several, and whether it must know where the number stands.
+
+    Its arguments are the place; the address; i and n, unless i < n nothing is read; and of dz the address of y or of the byte
+    with the bit, the number of the bit, and alpha.
+    """
+    SIZE = size_of(ELEMENTS[dtype])
+    if operand.dtype == dtype and not operand.derivative and asynchronous:
+        copy = copy_async_below(PACKET if operand.wide else SIZE)
+        return device_function(lambda place, address, i, n, y, bit, alpha: copy(place, address, i, n)), False
+    number = number_of(ELEMENTS[dtype])
+    read, put = load(operand.dtype), store(dtype, space=SHARED)
+    widened = cast((operand.dtype, common, dtype))
+    if not operand.derivative:
+
+        @device_function
+        def move(place, address, i, n, y, bit, alpha):
+            value = number(0)
+            if is_below(i, n):
+                value = widened(read(address))
+            put(place, value)
+
+        return move, False
+    if operand.of.startswith("bits"):
+        read_byte = load("uint8")
+
+        @device_function
+        def move(place, address, i, n, y, bit, alpha):
+            value = number(0)
+            if is_below(i, n) and (int32(read_byte(y)) >> bit) & 1:
+                value = widened(read(address))
+            put(place, value)
+
+        return move, True
+    read_y, widened_y = load(operand.of), cast((operand.of, common, dtype))
+    derivative = _formula(operand.derivative, dtype, 2)
+
+    @device_function
+    def move(place, address, i, n, y, bit, alpha):
+        value = number(0)
+        if is_below(i, n):
+            value = derivative(widened(read(address)), widened_y(read_y(y)), alpha)
+        put(place, value)
+
+    return move, True
+
+
+def copying(operand: Operand, extent: int, pitch: int, block: BlockTile, dtype: str, common: str, asynchronous: bool) -> Any:
+    """The functions that say where a thread starts to copy, and that copy an operand's part of a block tile.
+
+    Parameters
+    ----------
+    operand : Operand
+        The operand.
+    extent, pitch : int
+        Its rows in a block tile, and the elements from a term to the next in shared memory.
+    block : BlockTile
+        The block tile.
+    dtype, common : str
+        The type of the sums, and that of the operation.
+    asynchronous : bool
+        Whether the device copies to shared memory by itself.
+    """
+    SIZE = size_of(ELEMENTS[dtype])
+    move, has_y = _moving(operand, dtype, common, asynchronous)
+    WIDE = PACKET // SIZE if operand.wide else 1
+    ALONG_TERMS, ALONG_ROWS = (operand.of == f"bits along {what}" for what in ("terms", "rows"))
+    TERMS_FIRST, TERM = operand.terms_first, pitch * SIZE
+    # The threads across the terms or rows that are neighbours; how far their next copies are from there, and how many follow.
+    ACROSS = TERMS if TERMS_FIRST else extent // WIDE
+    ROWS = block.threads // ACROSS if TERMS_FIRST else extent
+    STEPS = TERMS if TERMS_FIRST else block.threads // ACROSS
+    DOWN, ALONG = extent // ROWS, block.BK // STEPS
+
+    @device_function
+    def where(thread):
+        """The first row and term that a thread copies."""
+        near, far = thread % ACROSS, thread // ACROSS
+        return (far, near) if TERMS_FIRST else (near * WIDE, far)
+
+    @device_function
+    def begin(source, row, step, first, term, thread):
+        r, p = where(thread)
+        return source + (first + r) * row + (term + p) * step
+
+    @device_function
+    def copy_tile(place, source, row, step, first, rows, term, terms, thread, y, y_row, y_step, alpha):
+        r, p = where(thread)
+        place += p * TERM + r * SIZE
+        rows = int32(rows - r)
+        for h in range(ALONG):
+            given = rows if is_below(p + h * STEPS, terms) else int32(0)
+            address = source + h * STEPS * step
+            for v in range(DOWN):
+                at, bit = y, 0
+                if has_y:
+                    i, j = first + r + v * ROWS, term + p + h * STEPS
+                    if ALONG_TERMS:
+                        at, bit = y + i * y_row + (j >> 3) * y_step, j & 7
+                    elif ALONG_ROWS:
+                        at, bit = y + (i >> 3) * y_row + j * y_step, i & 7
+                    else:
+                        at = y + i * y_row + j * y_step
+                move(place + h * STEPS * TERM + v * ROWS * SIZE, address, v * ROWS, given, at, bit, alpha)
+                address += ROWS * row
+
+    return begin, copy_tile
+
+
+def pitch_of(operand: Operand, extent: int, dtype: str) -> int:
+    """Elements from a term to the next in shared memory.
+
+    A packet more than rows where neighbouring threads write neighbouring terms, lest they meet in few banks.
+    """
+    return extent + (PACKET // size_of(ELEMENTS[dtype]) if operand.terms_first else 0)
+
+
+def shared_bytes(block: BlockTile, x: Operand, w: Operand, dtype: str) -> int:
+    """The shared memory that the kernel needs: the totals, and two block tiles of the operands."""
+    pitches = pitch_of(x, block.BM, dtype) + pitch_of(w, block.BN, dtype)
+    return size_of(ELEMENTS[dtype]) * (block.BM * block.BN + 2 * block.BK * pitches)
+
+
+def delivering(result: Result) -> Any:
+    """The function that delivers a packet of sums, which is in shared memory and is overwritten."""
+    dtype = sums_of(result.dtype)
+    SIZE, OUT = size_of(ELEMENTS[dtype]), size_of(ELEMENTS[result.dtype])
+    LANES = PACKET // SIZE
+    number = number_of(ELEMENTS[dtype])
+    read, put = load(dtype, space=SHARED), store(dtype, space=SHARED)
+    read_all, put_all = load(dtype, LANES, SHARED), store(result.dtype, LANES)
+    put_one = store(result.dtype)
+    narrowed, narrowed_all = (cast((dtype, result.dtype), count) for count in (1, LANES))
+    HAS_FORMULA, ADDS, HAS_ALPHAS = bool(result.formula), result.adds, bool(result.alpha)
+    activation = _formula(result.formula, dtype, 1)
+    read_alpha, widened_alpha = load(result.alpha or dtype), cast((result.alpha or dtype, dtype))
+    read_held, widened_held = load(result.dtype), cast((result.dtype, dtype))
+
+    @device_function
+    def deliver(place, i, j, n, y, y_row, y_column, alpha, alphas, alpha_row, alpha_column):
+        """The packet of row i, from column j on, of n."""
+        to = y + i * y_row + j * y_column
+        if HAS_FORMULA or ADDS:
+            for c in range(LANES):
+                value = read(place + c * SIZE)
+                if HAS_FORMULA:
+                    parameter = number(alpha)
+                    if HAS_ALPHAS and j + c < n:
+                        parameter = widened_alpha(read_alpha(alphas + i * alpha_row + (j + c) * alpha_column))
+                    value = activation(value, parameter)
+                if ADDS and j + c < n:
+                    value = widened_held(read_held(to + c * y_column)) + value
+                put(place + c * SIZE, value)
+        if j + LANES <= n and y_column == OUT and to % (LANES * OUT) == 0:
+            put_all(to, narrowed_all(read_all(place)))
+        else:
+            for c in range(LANES):
+                if j + c < n:
+                    put_one(to + c * y_column, narrowed(read(place + c * SIZE)))
+
+    return deliver
+
+
+@cache
+def product(
+    block: BlockTile, x_kind: Operand, w_kind: Operand, bias: str, result: Result, in_parts: bool, asynchronous: bool = True
+) -> Kernel:
+    """The kernel for a product.
+
+    Parameters
+    ----------
+    block : BlockTile
+        The block tile.
+    x_kind, w_kind : Operand
+        The operands.
+    bias : str
+        The element type of the bias; "" if there is none.
+    result : Result
+        What becomes of the sums.
+    in_parts : bool
+        Whether several blocks of threads share the terms of a block tile: each stores the sum of every block of terms.
+    asynchronous : bool, optional
+        Whether the device copies to shared memory by itself, as from compute capability 8.0 on.
+    """
+    common = result.dtype
+    dtype = sums_of(common)
+    element = ELEMENTS[dtype]
+    number = number_of(element)
+    SIZE = size_of(element)
+    LANES = PACKET // SIZE
+    BM, BN, BK, TM, TN, THREADS = block.BM, block.BN, block.BK, block.TM, block.TN, block.threads
+    X_PITCH, W_PITCH = pitch_of(x_kind, BM, dtype), pitch_of(w_kind, BN, dtype)
+    X_GAP, W_GAP = WARP_ROWS * LANES, WARP_COLUMNS * LANES
+    WARPS_ACROSS = BN // (WARP_COLUMNS * TN)
+    PACKETS, ACROSS = TM * TN // LANES, TN // LANES
+    GAP = THREADS * PACKET
+    X_TERM, W_TERM = X_PITCH * SIZE, W_PITCH * SIZE
+    STAGE, W_PART = BK * (X_TERM + W_TERM), BK * X_TERM
+    STAGES = BM * BN * SIZE
+    TILES = KC // BK
+    kind = tile.build(element, TM, TN, THREADS, BK, (X_PITCH, X_GAP), (W_PITCH, W_GAP))
+    zeros, load_tile, store_tile, add_to = kind.zeros, kind.load, kind.store, kind.add_to
+    multiply, multiply_term = kind.multiply, kind.multiply_term
+    x_begin, x_copy = copying(x_kind, BM, X_PITCH, block, dtype, common, asynchronous)
+    w_begin, w_copy = copying(w_kind, BN, W_PITCH, block, dtype, common, asynchronous)
+    deliver = delivering(result)
+    HAS_BIAS, IN_PARTS, ASYNCHRONOUS = bool(bias), in_parts, asynchronous
+    read_bias, widened_bias = load(bias or dtype), cast((bias or dtype, common, dtype))
+    put, read_packet, put_packet = store(dtype, space=SHARED), load(dtype, LANES, SHARED), store(dtype, LANES)
+
+    @device_function
+    def corner(index, m, n):
+        """The first row and column of the block tile of a block of threads."""
+        across, down = uint32((n + BN - 1) // BN), uint32((m + BM - 1) // BM)
+        band = uint32(index // uint32(RASTER * across))
+        within = uint32(index - band * RASTER * across)
+        height = uint32(min(uint32(RASTER), uint32(down - band * RASTER)))
+        return int32((band * RASTER + within % height) * BM), int32(within // height * BN)
+
+    @device_function
+    def place_of(thread):
+        """The first row and column of a thread within the block tile."""
+        lane, warp = thread % 32, thread // 32
+        row = warp // WARPS_ACROSS * (WARP_ROWS * TM) + lane // WARP_COLUMNS * LANES
+        return row, warp % WARPS_ACROSS * (WARP_COLUMNS * TN) + lane % WARP_COLUMNS * LANES
+
+    @device_function
+    def row_of(packet):
+        """How far down a packet of a thread is."""
+        return packet // (LANES * ACROSS) * X_GAP + packet // ACROSS % LANES
+
+    @device_function
+    def keep(slab, slab_row, m, n):
+        """Store the sums of a block of terms, which wait in shared memory."""
+        thread = thread_index()
+        first_row, first_column = corner(block_index(), m, n)
+        row, column = place_of(thread)
+        for g in range(PACKETS):
+            i, j = first_row + row + row_of(g), first_column + column + g % ACROSS * W_GAP
+            if i < m and j < n:
+                put_packet(slab + i * slab_row + j * SIZE, read_packet(shared_start() + thread * PACKET + g * GAP))
+
+    def linear(
+        x, x_row, x_step, w, w_column, w_step, dz_y, dz_row, dz_step, b, b_row, b_column,
+        y, y_row, y_column, alpha, alphas, alpha_row, alpha_column, slabs, slab_row, slab, blocks, m, n, k,
+    ):  # fmt: skip
+        thread = cuda.threadIdx.x
+        first_row, first_column = corner(uint32(cuda.blockIdx.x), m, n)
+        row, column = place_of(thread)
+        number_of_block = int32(cuda.blockIdx.y * blocks)
+        term = int32(number_of_block * KC)
+        left = int32(k - term)
+        if IN_PARTS:
+            left = int32(min(left, blocks * KC))
+        end = int32(term + left)
+        rows, columns = int32(m - first_row), int32(n - first_column)
+        sums = shared_start() + thread * PACKET
+        stages = shared_start() + STAGES
+        x_place = stages + row * SIZE
+        w_place = stages + W_PART + column * SIZE
+        parameter = number(alpha)
+
+        x_next = x_begin(x, x_row, x_step, first_row, term, thread)
+        w_next = w_begin(w, w_column, w_step, first_column, term, thread)
+        x_copy(stages, x_next, x_row, x_step, first_row, rows, term, left, thread, dz_y, dz_row, dz_step, parameter)
+        w_copy(stages + W_PART, w_next, w_column, w_step, first_column, columns, term, left, thread, dz_y, dz_row, dz_step, parameter)
+        if ASYNCHRONOUS:
+            commit_copies()
+        x_next += BK * x_step
+        w_next += BK * w_step
+
+        sums_now = zeros()
+        if HAS_BIAS and term == 0:
+            for g in range(PACKETS):
+                i, j = first_row + row + row_of(g), first_column + column + g % ACROSS * W_GAP
+                for c in range(LANES):
+                    start = number(0)
+                    if i < m and j + c < n:
+                        start = widened_bias(read_bias(b + i * b_row + (j + c) * b_column))
+                    put(sums + g * GAP + c * SIZE, start)
+            sums_now = load_tile(sums)
+
+        stage = int32(0)
+        is_first = True
+        while left > 0:
+            for _ in range(TILES):
+                if ASYNCHRONOUS:
+                    wait_for_copies()
+                cuda.syncthreads()
+                if left > BK:
+                    other, ahead = stages + (STAGE - stage), int32(left - BK)
+                    term = int32(end - ahead)
+                    x_copy(other, x_next, x_row, x_step, first_row, rows, term, ahead, thread, dz_y, dz_row, dz_step, parameter)
+                    w_copy(other + W_PART, w_next, w_column, w_step, first_column, columns, term, ahead, thread, dz_y, dz_row, dz_step, parameter)
+                    x_next += BK * x_step
+                    w_next += BK * w_step
+                if ASYNCHRONOUS:
+                    commit_copies()
+                if left < BK:
+                    for p in range(left):
+                        sums_now = multiply_term(sums_now, x_place + stage + p * X_TERM, w_place + stage + p * W_TERM)
+                    left = int32(0)
+                    break
+                sums_now = multiply(sums_now, x_place + stage, w_place + stage)
+                left = int32(left - BK)
+                stage = int32(STAGE - stage)
+                if left == 0:
+                    break
+            if IN_PARTS:
+                store_tile(sums, sums_now)
+                keep(slabs + number_of_block * slab, slab_row, m, n)
+                number_of_block = int32(number_of_block + 1)
+            elif is_first:
+                store_tile(sums, sums_now)
+            else:
+                add_to(sums, sums_now)
+            is_first = False
+            sums_now = zeros()
+
+        if not IN_PARTS:
+            if is_first:
+                store_tile(sums, sums_now)
+            thread = thread_index()
+            first_row, first_column = corner(block_index(), m, n)
+            row, column = place_of(thread)
+            for g in range(PACKETS):
+                i, j = first_row + row + row_of(g), first_column + column + g % ACROSS * W_GAP
+                if i < m and j < n:
+                    place = shared_start() + thread * PACKET + g * GAP
+                    deliver(place, i, j, n, y, y_row, y_column, alpha, alphas, alpha_row, alpha_column)
+
+    word = types.int64
+    arguments = (*[word] * 15, number, *[word] * 6, *[int32] * 4)
+    return Kernel(linear, arguments, THREADS, shared=shared_bytes(block, x_kind, w_kind, dtype), blocks=block.blocks)
+
+
+@cache
+def add_blocks(result: Result) -> Kernel:
+    """The kernel that adds the sums of blocks of terms in ascending order, and delivers them."""
+    dtype = sums_of(result.dtype)
+    element = ELEMENTS[dtype]
+    SIZE = size_of(element)
+    LANES = PACKET // SIZE
+    kind = tile.build(element, 1, LANES, ADDING)
+    store_sums, add_to = kind.store, kind.add_to
+    read = load(dtype, LANES)
+    deliver = delivering(result)
+
+    def add(slabs, slab_row, slab, blocks, y, y_row, y_column, alpha, alphas, alpha_row, alpha_column, m, n):
+        place = shared_start() + cuda.threadIdx.x * PACKET
+        across = (n + LANES - 1) // LANES
+        for at in range(cuda.grid(1), m * across, cuda.gridsize(1)):
+            i, j = at // across, at % across * LANES
+            source = slabs + i * slab_row + j * SIZE
+            store_sums(place, read(source))
+            for _ in range(1, blocks):
+                source += slab
+                add_to(place, read(source))
+            deliver(place, i, j, n, y, y_row, y_column, alpha, alphas, alpha_row, alpha_column)
+
+    word = types.int64
+    arguments = (*[word] * 7, number_of(element), *[word] * 5)
+    return Kernel(add, arguments, ADDING, shared=ADDING * PACKET)
