@@ -1,13 +1,8 @@
-"""What needs the extra ``cuda``: without it the whole directory is left out."""
+"""What several test files need. Without the extra ``cuda`` none of them is read: see ``conftest.py`` above ``tests``."""
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import pytest
-
-# `numba.cuda` is a part of Numba as well, and an older one: numba-cuda is what the extra brings.
-MISSING = find_spec("numba_cuda") is None
-collect_ignore_glob = ["*"] if MISSING else []
 
 
 @pytest.fixture
