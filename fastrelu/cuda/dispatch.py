@@ -35,6 +35,8 @@ def elementwise(name: str, operands: dict[str, Any], out: Any, kwargs: dict[str,
     """
 
     def call(given: Mapping[str, Any], outputs: Mapping[str, Any]) -> Any:
+        if name == "prelu_backward":
+            return _module("prelu_backward").call(*given.values())
         return _module("elementwise").call(name, tuple(given.values()), outputs["out"], kwargs)
 
     return _run(name, call, operands, {"out": _single(name, out)}, device)

@@ -88,30 +88,29 @@ def call(name: str, operands: tuple[Any, ...], out: Any = None, kwargs: dict[str
     ValueError
         If shapes do not fit.
     """
-    operation = OPERATIONS[name]
-    if type(out) is tuple:
-        if len(out) != 1:
-            raise ValueError(f"{name}: out must be an array or a tuple of one, not a tuple of {len(out)}")
-        (out,) = out
-    if out is ...:
-        out = None
     dtype = None
     for keyword, value in (kwargs or {}).items():
         if keyword != "dtype":
             raise TypeError(f"{name}: {keyword} is not available for arrays on a CUDA device")
         dtype = None if value is None else np.dtype(value).name
-    with Work(name, dict(zip(operation.inputs, operands, strict=True)), {"out": out}) as work:
-        given = [work.arrays.get(n, work.numbers.get(n)) for n in operation.inputs]
-        kinds = tuple(map(_kind, given))
-        calculated, shape, order = _result(name, kinds, dtype)
-        result = work.arrays.get("out")
-        if result is None:
-            result = work.empty(shape, calculated[-1], order)
-        else:
-            _check_output(name, result, calculated[-1], shape)
-        numbers = [None if isinstance(n, DeviceArray) else _bits(name, i, n, calculated[i]) for i, n in enumerate(given)]
-        run(work, operation.formula or name, operation.arithmetic, calculated, given, numbers, result)
+    with Work(name, dict(zip(OPERATIONS[name].inputs, operands, strict=True)), {"out": out}) as work:
+        result = calculate(work, name, dtype)
     return work.result(result)
+
+
+def calculate(work: Work, name: str, dtype: str | None = None) -> DeviceArray:
+    """Run an operation on the operands of `work`, in the type `dtype` if one is prescribed, into its ``out`` or a new array."""
+    operation = OPERATIONS[name]
+    given = [work.arrays.get(n, work.numbers.get(n)) for n in operation.inputs]
+    calculated, shape, order = _result(name, tuple(map(_kind, given)), dtype)
+    result = work.arrays.get("out")
+    if result is None:
+        result = work.empty(shape, calculated[-1], order)
+    else:
+        _check_output(name, result, calculated[-1], shape)
+    numbers = [None if isinstance(n, DeviceArray) else _bits(name, i, n, calculated[i]) for i, n in enumerate(given)]
+    run(work, operation.formula or name, operation.arithmetic, calculated, given, numbers, result)
+    return result
 
 
 def run(

@@ -46,12 +46,19 @@ def shared_axes(shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> tuple
             starts = [start + (length - 1) * step for start, step in zip(starts, steps, strict=True)]
             axes[k] = Axis(length, tuple(-step for step in steps))
     axes.sort(key=lambda axis: [abs(step) for step in reversed(axis.steps)], reverse=True)
-    merged: list[Axis] = []
+    return merged(axes), tuple(starts)
+
+
+def merged(axes: list[Axis]) -> list[Axis]:
+    """The same with every two neighbours as one that are one in memory, and without those of length 1."""
+    kept: list[Axis] = []
     for axis in axes:
-        if merged and all(outer == inner * axis.length for outer, inner in zip(merged[-1].steps, axis.steps, strict=True)):
-            axis = Axis(merged.pop().length * axis.length, axis.steps)
-        merged.append(axis)
-    return merged, tuple(starts)
+        if axis.length == 1:
+            continue
+        if kept and all(outer == inner * axis.length for outer, inner in zip(kept[-1].steps, axis.steps, strict=True)):
+            axis = Axis(kept.pop().length * axis.length, axis.steps)
+        kept.append(axis)
+    return kept
 
 
 def order_of(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...] | None:
