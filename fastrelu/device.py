@@ -117,11 +117,12 @@ def target(base: str, operands: Sequence[Any], kwargs: dict[str, Any]) -> int | 
     return number
 
 
-def check_precision(base: str, kwargs: dict[str, Any]) -> None:
-    """Take ``precision`` out of the keyword arguments of a call on the CPU, where the highest serves for all."""
+def check_precision(base: str, kwargs: dict[str, Any]) -> str:
+    """Take ``precision`` out of the keyword arguments. On the CPU the highest serves for all."""
     precision = kwargs.pop("precision", "highest")
     if precision not in PRECISIONS:
         raise ValueError(f"{base}: precision must be one of {PRECISIONS}, not {precision!r}")
+    return str(precision)
 
 
 def _choose(number: int | None) -> None:

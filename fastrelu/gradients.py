@@ -267,7 +267,7 @@ def outputs_for(base: str, out: Any, wanted: tuple[str, ...], added: tuple[str, 
     for name, array in outputs.items():
         if name not in wanted:
             raise ValueError(f"{base}: out has an array for {name}, which wanted does not name")
-        if not hasattr(array, "shape") or isinstance(array, np.generic):
+        if (not hasattr(array, "shape") and not faults.is_on_cuda(array)) or isinstance(array, np.generic):
             raise TypeError(f"{base}: out for {name} must be an array or None, not {type(array).__name__}")
         fault = faults.read_only_fault(base, f"out for {name}", array)
         if fault is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastrelu import faults
 from fastrelu.cuda import launch
-from fastrelu.device import RESIDENT
+from fastrelu.device import RESIDENT, check_precision
 from fastrelu.native.guard import lock
 from fastrelu.packed import PackedWeight
 
@@ -45,6 +45,7 @@ def elementwise(name: str, operands: dict[str, Any], out: Any, kwargs: dict[str,
 def layer(name: str, operands: dict[str, Any], out: Any, mask: Any, kwargs: dict[str, Any], device: int) -> Any:
     """A fused layer; `operands` are x, w, b and alpha, which may be None."""
     _refuse_packed(name, operands)
+    kwargs = _with_precision(name, kwargs)
 
     def call(given: Mapping[str, Any], outputs: Mapping[str, Any]) -> Any:
         x, w, b, alpha = (given[operand] for operand in ("x", "w", "b", "alpha"))
@@ -64,6 +65,7 @@ def backward(
 ) -> Any:
     """The backward pass of a fused layer; `operands` are dy, y, x, w and alpha, `outputs` arrays for dx, dw and db."""
     _refuse_packed(name, operands)
+    kwargs = _with_precision(name, kwargs)
 
     def call(given: Mapping[str, Any], places: Mapping[str, Any]) -> Any:
         return _module("gradients").call(name, dict(given), wanted, accumulate, dict(places), kwargs)
@@ -99,6 +101,13 @@ def _single(name: str, out: Any) -> Any:
             raise ValueError(f"{name}: out must be an array or a tuple of one, not a tuple of {len(out)}")
         out = out[0]
     return None if out is ... else out
+
+
+def _with_precision(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments, with ``precision`` only if it is another than the highest."""
+    kwargs = {**kwargs}
+    precision = check_precision(name, kwargs)
+    return kwargs if precision == "highest" else {**kwargs, "precision": precision}
 
 
 def _refuse_packed(base: str, operands: dict[str, Any]) -> None:

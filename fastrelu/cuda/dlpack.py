@@ -66,15 +66,15 @@ class Tensor(NamedTuple):
     """Keeps the memory alive."""
 
 
-def read(value: Any, stream: int) -> Tensor:
+def read(value: Any, stream: int | None) -> Tensor:
     """An array's memory, which a stream may use from now on.
 
     Parameters
     ----------
     value : object
         With ``__dlpack__``.
-    stream : int
-        As in DLPack: 1 is the default stream, 2 that of the thread, larger numbers are handles.
+    stream : int or None
+        As in DLPack: 1 is the default stream, 2 that of the thread, larger numbers are handles; None on the host.
     """
     try:
         capsule = value.__dlpack__(stream=stream, max_version=_VERSION)

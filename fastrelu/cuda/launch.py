@@ -243,7 +243,7 @@ class CudaDriver:
 
     def name(self, device: int) -> str:
         text: bytes = self._call(self._api.cuDeviceGetName, 256, device)
-        return text.rstrip(b"\0").decode()
+        return text.partition(b"\0")[0].decode()
 
     def capability(self, device: int) -> tuple[int, int]:
         return self._attribute(device, "COMPUTE_CAPABILITY_MAJOR"), self._attribute(device, "COMPUTE_CAPABILITY_MINOR")

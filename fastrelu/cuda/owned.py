@@ -53,7 +53,7 @@ class OwnedArray:
             "strides": self.strides,
             "typestr": np.dtype(self.dtype).str,
             "data": (self.pointer, False),
-            "stream": self.stream or 1,
+            "stream": self.stream,
             "version": 3,
         }
 
@@ -61,8 +61,9 @@ class OwnedArray:
         return dlpack.CUDA, self.device
 
     def __dlpack__(self, *, stream: int | None = None, max_version: tuple[int, int] | None = None, **_: Any) -> Any:
-        if stream != -1:  # which asks for no order
-            launch.active().wait_for(self.device, 1 if stream is None else stream, self.stream or 1)
+        waiting = 1 if stream is None else stream
+        if waiting not in (-1, self.stream):  # -1 asks for no order
+            launch.active().wait_for(self.device, waiting, self.stream)
         versioned = max_version is not None and max_version >= (1, 0)
         where = dlpack.CUDA, self.device
         return dlpack.write(self, self.pointer, self.shape, self.strides, self.dtype, ITEMSIZES[self.dtype], where, versioned)

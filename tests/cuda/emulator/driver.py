@@ -91,6 +91,9 @@ class EmulatedDriver:
     def wait_for(self, device: int, stream: int, other: int) -> None:
         """Everything has happened already."""
 
+    def synchronize(self, device: int, stream: int) -> None:
+        """Likewise."""
+
     def array(self, values: Any, *, writable: bool = True) -> DeviceArray:
         """A device array with these values, in the order of axes that they have."""
         values = np.asarray(values)
