@@ -73,7 +73,7 @@ def call(name: str, x: Any, w: Any, b: Any, alpha: Any, out: Any, mask: Any, kwa
         if bits is not None:
             _write_mask(work, batch, n, target, bits)
         if target is not y:
-            elementwise.run(work, "", False, (dtype, y.dtype), [target], [None], y)
+            elementwise.run(work, "", False, (y.dtype, y.dtype), [target], [None], y)
     return work.result(y) if bits is None else (work.result(y), work.result(bits))
 
 
@@ -90,21 +90,37 @@ def refuse_unaligned(name: str, work: Work) -> None:
             raise ValueError(f"{name}: {operand} must have elements that are aligned to their size")
 
 
-def common_type(operation: Layer | Backward, work: Work) -> str:
-    """The type to calculate in, as on the CPU."""
+def common_type(
+    operation: Layer | Backward, work: Work, arrays: Mapping[str, DeviceArray] | None = None, missing: DeviceArray | None = None
+) -> str:
+    """The type to calculate in, as on the CPU.
+
+    Parameters
+    ----------
+    operation : Layer or Backward
+        The operation.
+    work : Work
+        Its operands.
+    arrays : mapping, optional
+        Those that are arrays, if they have other names in `work`.
+    missing : DeviceArray, optional
+        What stands for operands that are not given.
+    """
+    arrays = work.arrays if arrays is None else {**work.arrays, **arrays}
     classes = []
     for operand in operation.inputs:
         number = work.numbers.get(operand)
-        if operand in work.arrays:
-            classes.append(type(elementwise._numpy_type(operation.base, work.arrays[operand].dtype)))
+        if number is None:
+            dtype = arrays.get(operand, missing).dtype  # type: ignore[union-attr]  # operands of a layer are all given
+            classes.append(type(elementwise._numpy_type(operation.base, dtype)))
         elif type(number) in (int, float):
-            classes.append(elementwise._Python(type(number)))
+            classes.append(elementwise._Python(type(number)))  # type: ignore[arg-type]
         else:
             classes.append(type(number.dtype))
     try:
         return element_of(operation, classes, False)
     except np.exceptions.DTypePromotionError:
-        names = dict.fromkeys(array.dtype for operand, array in work.arrays.items() if operand in operation.inputs)
+        names = dict.fromkeys(array.dtype for operand, array in arrays.items() if operand in operation.inputs)
         raise TypeError(f"{operation.base}: the types {' and '.join(names)} have none in common") from None
 
 
@@ -163,9 +179,7 @@ def matrices(
     return m, [steps], offsets
 
 
-def _products(
-    work: Work, operation: Layer, batch: tuple[int, ...], k: int, n: int, dtype: str, y: DeviceArray
-) -> None:
+def _products(work: Work, operation: Layer, batch: tuple[int, ...], k: int, n: int, dtype: str, y: DeviceArray) -> None:
     if y.size == 0:
         return
     names = [operand for operand in operation.inputs if operand in work.arrays]

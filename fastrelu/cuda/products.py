@@ -13,6 +13,7 @@ from typing import Any
 
 from fastrelu.cuda import launch
 from fastrelu.cuda.arrays import Work
+from fastrelu.cuda.kernels.gradients import column_sums
 from fastrelu.cuda.kernels.linear import BlockTile, Operand, Result, add_blocks, product, shared_bytes, sums_of
 from fastrelu.cuda.memory import PACKET
 from fastrelu.cuda.owned import ITEMSIZES
@@ -37,7 +38,8 @@ _TILES = {
 arithmetic they can use: estimated from the bytes of shared memory that each multiplication needs.
 """
 _BLOCK_TERMS = (16, 8)
-_ADD_THREADS = 1 << 17
+_ADD_BLOCKS = 1 << 14
+"""Most blocks of threads that add sums; each goes on where they end."""
 _SLABS = 256 << 20
 """Most bytes of sums that wait to be added."""
 _START = 1500
@@ -158,7 +160,7 @@ def _run(
     dtype = sums_of(result.dtype)
     driver = launch.active()
     capability = driver.capability(work.device)
-    x_kind, w_kind = _kind(x, m, dtype, x_gradient), _kind(w.T, n, dtype, w_gradient)
+    x_kind, w_kind = kind_of(x, m, dtype, x_gradient, "terms"), kind_of(w.T, n, dtype, w_gradient, "rows")
     block, per_part = plan(sizes, x_kind, w_kind, dtype, capability, driver.processors(work.device))
     blocks = max(-(-k // KC), 1)
     parts = -(-blocks // per_part)
@@ -179,22 +181,72 @@ def _run(
         *(bias.pointer, bias.row, bias.column, *delivery, first, row, m * row, per_part, m, n, k),
     )
     if slabs is not None:
-        adder = add_blocks(result)
-        (threads, _, _) = adder.threads
-        packets = m * (row // PACKET)
-        grid = (min(-(-packets // threads), _ADD_THREADS // threads * 16), 1, 1)
-        adder.launch(work.device, work.stream, grid, first, row, m * row, blocks, *delivery, m, n)
+        _add(work, result, slabs.pointer, (m, n), row, blocks, delivery)
 
 
-def _kind(operand: Matrix, rows: int, dtype: str, gradient: Gradient | None) -> Operand:
-    """How to read an operand whose rows are those of the result."""
+def _add(
+    work: Work, result: Result, slabs: int, sizes: tuple[int, int], row: int, blocks: int, delivery: tuple[float, ...]
+) -> None:
+    """Add the sums of blocks of terms, whose rows are `row` bytes long."""
+    m, n = sizes
+    kernel = add_blocks(result)
+    grid = (min(-(-m * (row // PACKET) // kernel.threads[0]), _ADD_BLOCKS), 1, 1)
+    kernel.launch(work.device, work.stream, grid, slabs, row, m * row, blocks, *delivery, m, n)
+
+
+def sum_rows(
+    work: Work,
+    sizes: tuple[int, int],
+    x: Matrix,
+    y: Matrix,
+    result: Result,
+    *,
+    alpha: float = 0.0,
+    alphas: Matrix = NOTHING,
+    gradient: Gradient | None = None,
+) -> None:
+    """y, one row, = the sum of the rows of x, or of the gradient that a formula makes of it.
+
+    Parameters
+    ----------
+    work : Work
+        The call.
+    sizes : tuple of int
+        Rows m and columns n.
+    x, y : Matrix
+        Operand (m, n) and result (1, n).
+    result : Result
+        What becomes of the sums.
+    alpha, alphas : float, Matrix, optional
+        The parameter of the formula.
+    gradient : Gradient, optional
+        The formula.
+    """
+    m, n = sizes
+    if n == 0:
+        return
+    dtype = sums_of(result.dtype)
+    kernel = column_sums(kind_of(x, m, dtype, gradient, "terms"), result)
+    blocks = max(-(-m // KC), 1)
+    row = -(-n * ITEMSIZES[dtype] // PACKET) * PACKET
+    slabs = work.scratch(blocks * row)
+    across, down, _ = kernel.threads
+    z = NOTHING if gradient is None else gradient.y
+    places = (x.pointer, x.row, x.column, z.pointer, z.row, z.column, alpha, alphas.pointer, slabs.pointer, row)
+    kernel.launch(work.device, work.stream, (-(-n // across), min(-(-blocks // down), 0xFFFF), 1), *places, m, n)
+    delivery = (y.pointer, y.row, y.column, alpha, alphas.pointer, alphas.row, alphas.column)
+    _add(work, result, slabs.pointer, (1, n), row, blocks, delivery)
+
+
+def kind_of(operand: Matrix, rows: int, dtype: str, gradient: Gradient | None, columns: str) -> Operand:
+    """How to read an operand whose rows are those of the result; `columns` of a gradient are its "terms" or "rows"."""
     size = ITEMSIZES[operand.dtype]
     row, step = abs(operand.row), abs(operand.column)
     terms_first = (rows == 1 or step <= row) and not (operand.row == size and rows > 1)
     derivative, of = "", ""
     if gradient is not None:
         derivative = gradient.formula
-        of = gradient.y.dtype
+        of = f"bits along {columns}" if gradient.y.dtype == "bits" else gradient.y.dtype
     aligned = operand.pointer % PACKET == 0 and operand.column % PACKET == 0 and rows % (PACKET // size) == 0
     wide = operand.row == size and not terms_first and operand.dtype == dtype and not derivative and aligned
     return Operand(operand.dtype, terms_first, wide, derivative, of)

@@ -59,6 +59,8 @@ class Tile:
         What `store` has stored.
     store, add_to : function (address, tile)
         Store a tile, or add it to the one that is stored there. Packet g of a thread is `threads` packets behind packet g - 1.
+    add : function (tile, tile) -> tile
+        The sums of two tiles.
     multiply : function (tile, address, address) -> tile
         The tile and the products of two operands, term after term, each a fused multiply-add.
     multiply_term : function (tile, address, address) -> tile
@@ -69,6 +71,7 @@ class Tile:
     load: Any
     store: Any
     add_to: Any
+    add: Any
     multiply: Any
     multiply_term: Any
 
@@ -167,6 +170,14 @@ def build(
 
         return types.void(types.int64, kind), codegen
 
+    @intrinsic
+    def add(typing_context, a, b):
+        def codegen(context, builder, signature, arguments):
+            pairs = zip(*(unpacked(builder, argument) for argument in arguments), strict=True)
+            return packed(builder, [builder.fadd(*pair) for pair in pairs])
+
+        return kind(kind, kind), codegen
+
     def multiplication(count: int) -> Any:
         @intrinsic
         def multiply(typing_context, tile, x_address, w_address):
@@ -192,4 +203,4 @@ def build(
 
         return multiply
 
-    return Tile(zeros, load, store, add_to, multiplication(terms), multiplication(1))
+    return Tile(zeros, load, store, add_to, add, multiplication(terms), multiplication(1))

@@ -241,7 +241,9 @@ def test_types_meet(device, planned):
     check(device, "linear_relu", x.astype(np.float16), w, b)
 
 
-@pytest.mark.parametrize("name", ["linear", "linear_leaky_relu", "linear_elu", "linear_sigmoid", "linear_tanh", "linear_softplus"])
+@pytest.mark.parametrize(
+    "name", ["linear", "linear_leaky_relu", "linear_elu", "linear_sigmoid", "linear_tanh", "linear_softplus"]
+)
 def test_activations(device, planned, name):
     planned(SMALL)
     alpha = (0.3,) if name in ("linear_leaky_relu", "linear_elu") else ()

@@ -42,6 +42,8 @@ RASTER = 8
 """Rows of block tiles that are worked on at a time, so that what they share stays in the second-level cache."""
 ADDING = 256
 """Threads of a block that adds sums."""
+AHEAD = 8
+"""Sums that a thread reads at a time, lest it wait for each."""
 
 
 @dataclass(frozen=True)
@@ -155,51 +157,46 @@ def _formula(name: str, dtype: str, parameters: int) -> Any:
     return device_function((lambda x, y, alpha: function(x, y, alpha)) if takes_alpha else (lambda x, y, alpha: function(x, y)))
 
 
-def _moving(operand: Operand, dtype: str, common: str, asynchronous: bool) -> tuple[Any, bool]:
-    """The function that moves a number to shared memory, or several, and whether it must know where the number stands.
+def reading(operand: Operand, dtype: str, common: str) -> Any:
+    """The function that reads a number of an operand, as one of the type of the sums.
 
-    Its arguments are the place; the address; i and n, unless i < n nothing is read; and of dz the address of y or of the byte
-    with the bit, the number of the bit, and alpha.
+    Its arguments are the address; and of dz the address of y or of the byte with the bit, the number of the bit, and alpha.
+    """
+    read, widened = load(operand.dtype), cast((operand.dtype, common, dtype))
+    if not operand.derivative:
+        return device_function(lambda address, y, bit, alpha: widened(read(address)))
+    if operand.of.startswith("bits"):
+        read_byte, number = load("uint8"), number_of(ELEMENTS[dtype])
+
+        @device_function
+        def read_where_positive(address, y, bit, alpha):
+            return widened(read(address)) if (int32(read_byte(y)) >> bit) & 1 else number(0)
+
+        return read_where_positive
+    read_y, widened_y = load(operand.of), cast((operand.of, common, dtype))
+    derivative = _formula(operand.derivative, dtype, 2)
+    return device_function(lambda address, y, bit, alpha: derivative(widened(read(address)), widened_y(read_y(y)), alpha))
+
+
+def _moving(operand: Operand, dtype: str, common: str, asynchronous: bool) -> Any:
+    """The function that moves a number to shared memory, or several.
+
+    Its arguments are the place; i and n, unless i < n nothing is read; and those of `reading`.
     """
     SIZE = size_of(ELEMENTS[dtype])
     if operand.dtype == dtype and not operand.derivative and asynchronous:
         copy = copy_async_below(PACKET if operand.wide else SIZE)
-        return device_function(lambda place, address, i, n, y, bit, alpha: copy(place, address, i, n)), False
-    number = number_of(ELEMENTS[dtype])
-    read, put = load(operand.dtype), store(dtype, space=SHARED)
-    widened = cast((operand.dtype, common, dtype))
-    if not operand.derivative:
-
-        @device_function
-        def move(place, address, i, n, y, bit, alpha):
-            value = number(0)
-            if is_below(i, n):
-                value = widened(read(address))
-            put(place, value)
-
-        return move, False
-    if operand.of.startswith("bits"):
-        read_byte = load("uint8")
-
-        @device_function
-        def move(place, address, i, n, y, bit, alpha):
-            value = number(0)
-            if is_below(i, n) and (int32(read_byte(y)) >> bit) & 1:
-                value = widened(read(address))
-            put(place, value)
-
-        return move, True
-    read_y, widened_y = load(operand.of), cast((operand.of, common, dtype))
-    derivative = _formula(operand.derivative, dtype, 2)
+        return device_function(lambda place, i, n, address, y, bit, alpha: copy(place, address, i, n))
+    number, read, put = number_of(ELEMENTS[dtype]), reading(operand, dtype, common), store(dtype, space=SHARED)
 
     @device_function
-    def move(place, address, i, n, y, bit, alpha):
+    def move(place, i, n, address, y, bit, alpha):
         value = number(0)
         if is_below(i, n):
-            value = derivative(widened(read(address)), widened_y(read_y(y)), alpha)
+            value = read(address, y, bit, alpha)
         put(place, value)
 
-    return move, True
+    return move
 
 
 def copying(operand: Operand, extent: int, pitch: int, block: BlockTile, dtype: str, common: str, asynchronous: bool) -> Any:
@@ -219,7 +216,7 @@ def copying(operand: Operand, extent: int, pitch: int, block: BlockTile, dtype: 
         Whether the device copies to shared memory by itself.
     """
     SIZE = size_of(ELEMENTS[dtype])
-    move, has_y = _moving(operand, dtype, common, asynchronous)
+    move, HAS_Y = _moving(operand, dtype, common, asynchronous), bool(operand.derivative)
     WIDE = PACKET // SIZE if operand.wide else 1
     ALONG_TERMS, ALONG_ROWS = (operand.of == f"bits along {what}" for what in ("terms", "rows"))
     TERMS_FIRST, TERM = operand.terms_first, pitch * SIZE
@@ -250,7 +247,7 @@ def copying(operand: Operand, extent: int, pitch: int, block: BlockTile, dtype: 
             address = source + h * STEPS * step
             for v in range(DOWN):
                 at, bit = y, 0
-                if has_y:
+                if HAS_Y:
                     i, j = first + r + v * ROWS, term + p + h * STEPS
                     if ALONG_TERMS:
                         at, bit = y + i * y_row + (j >> 3) * y_step, j & 7
@@ -258,7 +255,7 @@ def copying(operand: Operand, extent: int, pitch: int, block: BlockTile, dtype: 
                         at, bit = y + (i >> 3) * y_row + j * y_step, i & 7
                     else:
                         at = y + i * y_row + j * y_step
-                move(place + h * STEPS * TERM + v * ROWS * SIZE, address, v * ROWS, given, at, bit, alpha)
+                move(place + h * STEPS * TERM + v * ROWS * SIZE, v * ROWS, given, address, at, bit, alpha)
                 address += ROWS * row
 
     return begin, copy_tile
@@ -363,6 +360,8 @@ def product(
     deliver = delivering(result)
     HAS_BIAS, IN_PARTS, ASYNCHRONOUS = bool(bias), in_parts, asynchronous
     read_bias, widened_bias = load(bias or dtype), cast((bias or dtype, common, dtype))
+    HAS_ALPHA = bool(result.alpha and (x_kind.derivative or w_kind.derivative))
+    read_alpha, widened_alpha = load(result.alpha or dtype), cast((result.alpha or dtype, dtype))
     put, read_packet, put_packet = store(dtype, space=SHARED), load(dtype, LANES, SHARED), store(dtype, LANES)
 
     @device_function
@@ -416,11 +415,27 @@ def product(
         x_place = stages + row * SIZE
         w_place = stages + W_PART + column * SIZE
         parameter = number(alpha)
+        if HAS_ALPHA:
+            parameter = widened_alpha(read_alpha(alphas))
 
         x_next = x_begin(x, x_row, x_step, first_row, term, thread)
         w_next = w_begin(w, w_column, w_step, first_column, term, thread)
         x_copy(stages, x_next, x_row, x_step, first_row, rows, term, left, thread, dz_y, dz_row, dz_step, parameter)
-        w_copy(stages + W_PART, w_next, w_column, w_step, first_column, columns, term, left, thread, dz_y, dz_row, dz_step, parameter)
+        w_copy(
+            stages + W_PART,
+            w_next,
+            w_column,
+            w_step,
+            first_column,
+            columns,
+            term,
+            left,
+            thread,
+            dz_y,
+            dz_row,
+            dz_step,
+            parameter,
+        )
         if ASYNCHRONOUS:
             commit_copies()
         x_next += BK * x_step
@@ -448,7 +463,21 @@ def product(
                     other, ahead = stages + (STAGE - stage), int32(left - BK)
                     term = int32(end - ahead)
                     x_copy(other, x_next, x_row, x_step, first_row, rows, term, ahead, thread, dz_y, dz_row, dz_step, parameter)
-                    w_copy(other + W_PART, w_next, w_column, w_step, first_column, columns, term, ahead, thread, dz_y, dz_row, dz_step, parameter)
+                    w_copy(
+                        other + W_PART,
+                        w_next,
+                        w_column,
+                        w_step,
+                        first_column,
+                        columns,
+                        term,
+                        ahead,
+                        thread,
+                        dz_y,
+                        dz_row,
+                        dz_step,
+                        parameter,
+                    )
                     x_next += BK * x_step
                     w_next += BK * w_step
                 if ASYNCHRONOUS:
@@ -499,7 +528,7 @@ def add_blocks(result: Result) -> Kernel:
     SIZE = size_of(element)
     LANES = PACKET // SIZE
     kind = tile.build(element, 1, LANES, ADDING)
-    store_sums, add_to = kind.store, kind.add_to
+    store_sums, added = kind.store, kind.add
     read = load(dtype, LANES)
     deliver = delivering(result)
 
@@ -509,10 +538,17 @@ def add_blocks(result: Result) -> Kernel:
         for at in range(cuda.grid(1), m * across, cuda.gridsize(1)):
             i, j = at // across, at % across * LANES
             source = slabs + i * slab_row + j * SIZE
-            store_sums(place, read(source))
-            for _ in range(1, blocks):
+            total = read(source)
+            left = blocks - 1
+            while left >= AHEAD:
+                for _ in range(AHEAD):
+                    source += slab
+                    total = added(total, read(source))
+                left -= AHEAD
+            for _ in range(left):
                 source += slab
-                add_to(place, read(source))
+                total = added(total, read(source))
+            store_sums(place, total)
             deliver(place, i, j, n, y, y_row, y_column, alpha, alphas, alpha_row, alpha_column)
 
     word = types.int64
