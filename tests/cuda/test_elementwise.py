@@ -121,6 +121,7 @@ VIEWS = {
     "transposed": lambda a: a.transpose(2, 0, 1),
     "every_second": lambda a: a[..., ::2],
     "rows_that_stay_aligned": lambda a: a[:, :, :4],
+    "rows_that_begin_amid_16_bytes": lambda a: a[:, :, 1:5],
     "rows_of_two": lambda a: a[:, 1:, 2:4],
     "reversed": lambda a: a[::-1, :, ::-1],
     "one_row": lambda a: a[1:2, :, 1:2],
@@ -242,6 +243,12 @@ def test_result_over_an_operand(device, target, source):
     assert_array_equal(memory.host[slice(*target)], wanted)
 
 
+def test_result_backwards(device):
+    x, y = operands("float32", 1, 1000)[0][:480].reshape(5, 6, 16), device.empty((5, 6, 16), np.float32)
+    call("relu", (device.array(x),), y[::-1, :, ::-1])
+    assert_array_equal(bits(y.host[::-1, :, ::-1]), bits(fastrelu.relu(x)))
+
+
 def test_result_over_the_second_operand(device):
     dy, y = operands("float32", 2, 2000)
     memory = device.array(y)
@@ -294,6 +301,7 @@ def test_mixed_types(device, name, dtypes):
 )
 def test_result_of_another_type(device, dtype, its):
     x = operands(dtype, 1, 500)[0]
+    x[-1] = 1 + 2**-11 + 2**-30  # rounded twice on the way to float16 it would become 1
     y, wanted = device.empty(x.shape, dtype_of(its)), np.empty(x.shape, dtype_of(its))
     with np.errstate(all="ignore"):
         fastrelu.relu(x, out=wanted)
