@@ -240,9 +240,10 @@ def _view(value: Any) -> DeviceArray:
     if library == "torch":
         return _torch_view(value)
     if library == "cupy":
-        stream = sys.modules["cupy"].cuda.get_current_stream().ptr or DEFAULT_STREAM
+        device = value.device.id
+        stream = sys.modules["cupy"].cuda.get_current_stream(device).ptr or DEFAULT_STREAM
         shape, strides, name = value.shape, value.strides, value.dtype.name
-        return DeviceArray(value.data.ptr, shape, strides, name, value.device.id, stream, True, value, library)
+        return DeviceArray(value.data.ptr, shape, strides, name, device, stream, True, value, library)
     if isinstance(value, OwnedArray):
         stream = value.stream or DEFAULT_STREAM
         return DeviceArray(value.pointer, value.shape, value.strides, value.dtype, value.device, stream, True, value)

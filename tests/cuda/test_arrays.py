@@ -316,7 +316,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch, device: Any) -> Any:
             return Array(self.host.transpose(axes))
 
     module.ndarray, module.empty = Array, lambda shape, dtype: Array(np.empty(shape, dtype))
-    module.cuda = SimpleNamespace(Device=Device, get_current_stream=lambda: SimpleNamespace(ptr=55))
+    module.cuda = SimpleNamespace(Device=Device, get_current_stream=lambda device: SimpleNamespace(ptr=55))
     return module
 
 
@@ -334,7 +334,7 @@ def test_cupy(cupy: Any) -> None:
 
 
 def test_cupy_with_its_default_stream(cupy: Any) -> None:
-    cupy.cuda.get_current_stream = lambda: SimpleNamespace(ptr=0)
+    cupy.cuda.get_current_stream = lambda device: SimpleNamespace(ptr=0)
     assert record(cupy.ndarray(np.zeros(3))).stream == DEFAULT_STREAM
 
 
