@@ -19,6 +19,7 @@ from typing import Any
 
 from fastrelu.cuda.kernels import fragments
 from fastrelu.cuda.kernels.tensor_tiles import (
+    BM,
     K_MAJOR,
     PITCH,
     ROW_BYTES,
@@ -32,16 +33,15 @@ from fastrelu.cuda.kernels.tensor_tiles import (
 from fastrelu.cuda.ptx import SHAPES, commit_copies, wait_for_copies_but
 from fastrelu.cuda.toolkit import cuda, types
 
-STAGES = 3
-"""Block tiles in shared memory: one is multiplied while the others arrive."""
-
+SIZES = {"tf32": 4, "f16": 2, "bf16": 2}
+"""Bytes of a number of each kind of operands."""
 ROWS, COLUMNS = 4, 4
 """Products of 16 x 8 in the tile of a warp, below and beside each other."""
 
 
 def _loaders(kind: str, a_major: str, b_major: str) -> tuple[Any, Any]:
     """How a warp reads a step of A and of B."""
-    size = 4 if kind == "tf32" else 2
+    size = SIZES[kind]
     instructions = fragments.STEP // SHAPES[kind]
     pitches = [pitch_of(major, size) for major in (a_major, b_major)]
 
@@ -70,13 +70,22 @@ def _loaders(kind: str, a_major: str, b_major: str) -> tuple[Any, Any]:
     return load_a, load_b
 
 
-def product(kind: str, way: str, a_major: str, b_major: str, layer: Layer) -> Any:
+ARGUMENTS = (types.int64,) * 6 + (types.float32,) + (types.int64,) * 10
+
+
+def shared_bytes(kind: str, a_major: str, b_major: str, stages: int) -> int:
+    """Shared memory of a block that keeps so many block tiles: one is multiplied while the others arrive."""
+    size = SIZES[kind]
+    return 128 + max(stages * (tile_bytes(a_major, size) + tile_bytes(b_major, size)), BM * PITCH)
+
+
+def product(kind: str, way: str, a_major: str, b_major: str, layer: Layer, stages: int) -> Any:
     """The kernel for operands of a kind ("tf32", "f16", "bf16") that lie in memory by rows or by terms.
 
     Arguments are the addresses of a, b, the bias, alpha and y, and steps in bytes: a is m x k, b is n x k, and the step of
     either is that of its slow axis.
     """
-    SIZE = 4 if kind == "tf32" else 2
+    SIZE, STAGES = SIZES[kind], stages
     BK = ROW_BYTES // SIZE
     STEPS = BK // fragments.STEP
     A_BYTES = tile_bytes(a_major, SIZE)
@@ -94,11 +103,16 @@ def product(kind: str, way: str, a_major: str, b_major: str, layer: Layer) -> An
     wait = wait_for_copies_but(AHEAD - 1)
     store_sums = fragments.store_sums(ROWS, COLUMNS, PITCH)
 
-    def kernel(a, a_step, b, b_step, bias, bias_step, alpha, alpha_step, y, y_row, y_step, m, n, k):
+    def kernel(a, a_step, b, b_step, bias, bias_step, alpha, alphas, alphas_step, y, y_row, y_step, part_step, terms, m, n, k):
         thread = types.int64(cuda.threadIdx.x)
         lane = thread & 31
         warp = thread >> 5
         i0, j0 = block_tile(types.int64(cuda.blockIdx.x), m, n)
+        part = types.int64(cuda.blockIdx.y)
+        a += part * terms * (SIZE if A_BY_ROWS else a_step)
+        b += part * terms * (SIZE if B_BY_ROWS else b_step)
+        y += part * part_step
+        k = min(k - part * terms, terms)
         start = (fragments.shared_start() + 127) & -128
         tiles = (k + (BK - 1)) // BK
         for tile in range(AHEAD):
@@ -159,27 +173,7 @@ def product(kind: str, way: str, a_major: str, b_major: str, layer: Layer) -> An
         cuda.syncthreads()
         a_row, a_term = (a_step, SIZE) if A_BY_ROWS else (SIZE, a_step)
         b_row, b_term = (b_step, SIZE) if B_BY_ROWS else (SIZE, b_step)
-        results(
-            start,
-            a,
-            a_row,
-            a_term,
-            b,
-            b_row,
-            b_term,
-            bias,
-            bias_step,
-            alpha,
-            alpha_step,
-            y,
-            y_row,
-            y_step,
-            i0,
-            j0,
-            m,
-            n,
-            k,
-            thread,
-        )
+        x_terms = a, a_row, a_term, b, b_row, b_term, k
+        results(start, x_terms, part, bias, bias_step, alpha, alphas, alphas_step, y, y_row, y_step, i0, j0, m, n, thread)
 
     return kernel

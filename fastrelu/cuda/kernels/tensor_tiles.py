@@ -39,14 +39,18 @@ class Layer:
         The type of the bias, alpha and the results.
     formula : str
         The activation, by its name in `fastrelu.kernels.formulas`; "" for none.
-    has_bias, has_alpha : bool
-        Whether there is a bias; whether the formula has a parameter.
+    has_bias, has_alpha, has_alphas : bool
+        Whether there is a bias; whether the formula has a parameter; whether that is one for each column.
+    is_part : bool
+        Whether the terms are only some, so that results are plain sums of type float32.
     """
 
     dtype: str
-    formula: str
-    has_bias: bool
-    has_alpha: bool
+    formula: str = ""
+    has_bias: bool = False
+    has_alpha: bool = False
+    has_alphas: bool = False
+    is_part: bool = False
 
 
 def pitch_of(major: str, size: int) -> int:
@@ -115,16 +119,15 @@ def copies(major: str, size: int) -> Any:
 def finish(layer: Layer, exact: bool) -> Any:
     """The function by which a block makes results of its sums, which are in shared memory, row by row.
 
-    If they must be `exact`, an element that is NaN is summed again, in blocks of `KC` terms as everywhere else. Then it is
-    given the steps of a and b from row to row and from term to term.
+    If they must be `exact`, an element that is NaN is summed again, in blocks of `KC` terms as everywhere else: `terms` are the
+    addresses of a and b, each with the steps from row to row and from term to term, and the number of terms.
     """
-    HAS_BIAS, HAS_ALPHA, EXACT, BLOCK = layer.has_bias, layer.has_alpha, exact, KC
-    HALVES = layer.dtype != "float32"
-    SIZE = 2 if HALVES else 4
+    HAS_BIAS, HAS_ALPHA, HAS_ALPHAS, EXACT, BLOCK = layer.has_bias, layer.has_alpha, layer.has_alphas, exact, KC
+    dtype = "float32" if layer.is_part else layer.dtype
+    SIZE = 4 if dtype == "float32" else 2
     load_four, load_one = load("float32", 4, SHARED), load("float32")
-    load_number, store_number = load(layer.dtype), store(layer.dtype)
-    store_four = store(layer.dtype, 4)
-    widen, narrow = widened(layer.dtype), narrowed(layer.dtype)
+    load_number, widen = load(layer.dtype), widened(layer.dtype)
+    store_number, store_four, narrow = store(dtype), store(dtype, 4), narrowed(dtype)
     activate = inline(layer.formula, "float32") if layer.formula else None
     ACTIVATES = bool(layer.formula)
 
@@ -137,17 +140,20 @@ def finish(layer: Layer, exact: bool) -> Any:
         return first, second, third, fourth
 
     @device_function
-    def activated(v, alphas):
-        if HAS_ALPHA:
+    def activated(v, alpha, alphas):
+        if HAS_ALPHAS:
             return activate(v, alphas)
+        if HAS_ALPHA:
+            return activate(v, alpha)
         if ACTIVATES:
             return activate(v)
         return v
 
     @device_function
-    def summed_again(v, start, a, a_row, a_term, b, b_row, b_term, i, j, k):
+    def summed_again(v, start, terms, i, j):
         if not is_nan(v):
             return v
+        a, a_row, a_term, b, b_row, b_term, k = terms
         total = start
         p = int64(0)
         while p < k:
@@ -159,19 +165,17 @@ def finish(layer: Layer, exact: bool) -> Any:
             total = part if stop <= BLOCK else total + part
         return total
 
-    def results(
-        start, a, a_row, a_term, b, b_row, b_term, bias, bias_step, alpha, alpha_step, y, y_row, y_step, i0, j0, m, n, k, thread
-    ):
+    def results(start, terms, part, bias, bias_step, alpha, alphas, alphas_step, y, y_row, y_step, i0, j0, m, n, thread):
         lane = thread & 31
         column = j0 + lane * 4
         count = min(n - column, 4)
         whole = count == 4 and y_step == SIZE and ((y | y_row) & (4 * SIZE - 1)) == 0
         biases = (float32(0), float32(0), float32(0), float32(0))
-        alphas = biases
-        if HAS_BIAS:
+        parameters = biases
+        if HAS_BIAS and part == 0:
             biases = four_of(bias + column * bias_step, bias_step, count)
-        if HAS_ALPHA:
-            alphas = four_of(alpha + column * alpha_step, alpha_step, count)
+        if HAS_ALPHAS:
+            parameters = four_of(alphas + column * alphas_step, alphas_step, count)
         line = thread >> 5
         last = min(m - i0, BM)
         while line < last:
@@ -180,16 +184,16 @@ def finish(layer: Layer, exact: bool) -> Any:
             if HAS_BIAS:
                 v = (v[0] + biases[0], v[1] + biases[1], v[2] + biases[2], v[3] + biases[3])
             if EXACT and count > 0 and is_nan(v[0] + v[1] + v[2] + v[3]):
-                first = summed_again(v[0], biases[0], a, a_row, a_term, b, b_row, b_term, i, column, k)
+                first = summed_again(v[0], biases[0], terms, i, column)
                 second, third, fourth = v[1], v[2], v[3]
                 if count > 1:
-                    second = summed_again(second, biases[1], a, a_row, a_term, b, b_row, b_term, i, column + 1, k)
+                    second = summed_again(second, biases[1], terms, i, column + 1)
                 if count > 2:
-                    third = summed_again(third, biases[2], a, a_row, a_term, b, b_row, b_term, i, column + 2, k)
+                    third = summed_again(third, biases[2], terms, i, column + 2)
                 if count > 3:
-                    fourth = summed_again(fourth, biases[3], a, a_row, a_term, b, b_row, b_term, i, column + 3, k)
+                    fourth = summed_again(fourth, biases[3], terms, i, column + 3)
                 v = (first, second, third, fourth)
-            v = narrow(activated(v, alphas))
+            v = narrow(activated(v, alpha, parameters))
             place = y + i * y_row + column * y_step
             if whole:
                 store_four(place, v)

@@ -1,20 +1,20 @@
 """y = f(a @ b + bias) of float32 by the matrix instructions of a warpgroup (wgmma) of compute capability 9.0.
 
-A block calculates 128 x 128 sums with two warpgroups, 64 x 128 each. Operands are copied as in `tensor_cores`. wgmma takes A
-from registers, where its numbers are rounded to TF32 or split into two such numbers; B it reads from shared memory, by terms, so
-that every block tile of B is written there once more, rounded or in two parts, while the tile before is multiplied. This also
-transposes it where its rows are contiguous.
+A block calculates 128 x 128 sums with two warpgroups, 64 x 128 each. Operands are copied as in `tensor_cores`. wgmma takes
+A from registers, where its numbers are rounded to TF32 or split into two such numbers; B it reads from shared memory, by
+terms, so that every block tile of B is written there once more, rounded or in two parts, while the tile before is
+multiplied. This also transposes it where its rows are contiguous.
 
-On paper a block tile takes 512 cycles for each product of an H200's tensor cores. Reading B for them takes 256; writing two parts of B
-takes 384 and one 256, reading A 128 and copying 256: with the three products of ``split`` that is 1536 of 1536 cycles of
-shared memory, and with the one of ``fast`` 896 of 512, so that shared memory is the limit there.
+On paper a block tile takes 512 cycles for each product of an H200's tensor cores. Reading B for them takes 256; writing two
+parts of B takes 384 and one 256, reading A 128 and copying 256: with the three products of ``split`` that is 1536 of 1536
+cycles of shared memory, and with the one of ``fast`` 896 of 512, so that shared memory is the limit there. None of this has
+been measured.
 """
 
 from typing import Any
 
 from fastrelu.cuda.kernels import fragments
 from fastrelu.cuda.kernels.tensor_tiles import (
-    BM,
     BN,
     K_MAJOR,
     PITCH,
@@ -47,7 +47,7 @@ def shared_bytes(a_major: str, b_major: str) -> int:
 
 
 def _preparation(split: bool, b_major: str) -> Any:
-    """The function (source, place, thread) that writes a tile of B as wgmma reads it: one part, or the second after the first."""
+    """The function (source, place, thread) that writes a tile of B as wgmma reads it, in one part or two."""
     SPLIT, BY_ROWS, B_PITCH, B_PART = split, b_major == K_MAJOR, pitch_of(b_major, 4), PART
     PIECES = BN * ROW_BYTES // 16 // THREADS
     load_four, store_four = load("uint32", 4, SHARED), store("uint32", 4, SHARED)
@@ -103,10 +103,15 @@ def product(way: str, a_major: str, b_major: str, layer: Layer) -> Any:
     results = finish(layer, SPLIT)
     wait_for_first, wait_for_next = wait_for_copies_but(AHEAD - 1), wait_for_copies_but(AHEAD - 2)
 
-    def kernel(a, a_step, b, b_step, bias, bias_step, alpha, alpha_step, y, y_row, y_step, m, n, k):
+    def kernel(a, a_step, b, b_step, bias, bias_step, alpha, alphas, alphas_step, y, y_row, y_step, part_step, terms, m, n, k):
         thread = types.int64(cuda.threadIdx.x)
         lane = thread & 31
         i0, j0 = block_tile(types.int64(cuda.blockIdx.x), m, n)
+        part = types.int64(cuda.blockIdx.y)
+        a += part * terms * (4 if A_BY_ROWS else a_step)
+        b += part * terms * (4 if B_BY_ROWS else b_step)
+        y += part * part_step
+        k = min(k - part * terms, terms)
         start = (fragments.shared_start() + 1023) & -1024
         stages = start + 4 * PART
         tiles = (k + (BK - 1)) // BK
@@ -133,13 +138,12 @@ def product(way: str, a_major: str, b_major: str, layer: Layer) -> Any:
         for tile in range(tiles):
             wait_for_next()
             cuda.syncthreads()
-            part = start + (tile & 1) * (2 * PART)
-            first = DESCRIPTOR | (part >> 4)
-            a_part = load_a(stages + stage * STAGE + a_place)
+            first = DESCRIPTOR | ((start + (tile & 1) * (2 * PART)) >> 4)
+            words = load_a(stages + stage * STAGE + a_place)
             if SPLIT:
-                high, low = split(a_part)
+                high, low = split(words)
             else:
-                high = round_(a_part)
+                high = round_(words)
                 low = high
             sums = begin(sums, high, low, first, first + (PART >> 4))
             following = tile + AHEAD
@@ -162,27 +166,7 @@ def product(way: str, a_major: str, b_major: str, layer: Layer) -> Any:
         cuda.syncthreads()
         a_row, a_term = (a_step, 4) if A_BY_ROWS else (4, a_step)
         b_row, b_term = (b_step, 4) if B_BY_ROWS else (4, b_step)
-        results(
-            start,
-            a,
-            a_row,
-            a_term,
-            b,
-            b_row,
-            b_term,
-            bias,
-            bias_step,
-            alpha,
-            alpha_step,
-            y,
-            y_row,
-            y_step,
-            i0,
-            j0,
-            m,
-            n,
-            k,
-            thread,
-        )
+        x_terms = a, a_row, a_term, b, b_row, b_term, k
+        results(start, x_terms, part, bias, bias_step, alpha, alphas, alphas_step, y, y_row, y_step, i0, j0, m, n, thread)
 
     return kernel

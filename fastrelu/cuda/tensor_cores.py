@@ -1,0 +1,182 @@
+"""Products of matrices on the tensor cores, for a precision below "highest": what they can take, and their launch.
+
+=========  =====================================  ==============================================
+precision  float32                                float16, bfloat16
+=========  =====================================  ==============================================
+"high"     three products of TF32 numbers; short  exact products; short sums, added to a total
+           sums, added to a total in float32      in float32
+"medium"   one product of TF32 numbers, of 10     exact products; sums of float32 that are cut
+           bits of fraction                       off instead of rounded
+=========  =====================================  ==============================================
+
+The error of "high" in float32 is no larger than that of "highest", and infinities and NaN come out as they do there. The
+bits depend on the shape and the device, unlike those of "highest". float64 has no such cores here, and neither have devices
+before compute capability 8.0: they calculate at the highest precision.
+
+All of this has been run in an emulator of PTX only, which cuts sums off as the tensor cores are known to.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from fastrelu.cuda import elementwise, launch
+from fastrelu.cuda.arrays import DeviceArray, Work
+from fastrelu.cuda.launch import Kernel
+from fastrelu.cuda.memory import PACKET
+from fastrelu.cuda.owned import ITEMSIZES
+
+if TYPE_CHECKING:
+    from fastrelu.cuda.kernels.linear import Result
+    from fastrelu.cuda.products import Matrix
+
+_FIRST = (8, 0)
+"""The first compute capability whose tensor cores take these types."""
+_WARPGROUPS = (9, 0)
+"""The one that has wgmma."""
+_MUCH_SHARED_MEMORY = ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3))
+"""Those with more than 99 KiB of shared memory for a block."""
+_KINDS = {"float32": "tf32", "float16": "f16", "bfloat16": "bf16"}
+_WAYS = {("float32", "high"): "split", ("float32", "medium"): "fast"}
+_TILE = 128
+_LEAST_TERMS = 1024
+"""Terms that are worth a launch of their own, which adds up what several blocks have summed of an element."""
+_ADD_THREADS = 1 << 17
+
+
+def run(
+    work: Work,
+    precision: str,
+    sizes: tuple[int, int, int],
+    x: Matrix,
+    w: Matrix,
+    y: Matrix,
+    result: Result,
+    bias: Matrix,
+    alpha: float,
+    alphas: Matrix,
+) -> bool:
+    """Calculate y = f(x @ w + bias) on the tensor cores, if they can.
+
+    Parameters
+    ----------
+    work : Work
+        The call.
+    precision : str
+        "high" or "medium".
+    sizes : tuple of int
+        Rows m, terms k and columns n.
+    x, w, y : Matrix
+        Operands and result: (m, k), (k, n) and (m, n).
+    result : Result
+        What becomes of the sums.
+    bias : Matrix
+        What is added to them (m, n); nothing if its address is 0.
+    alpha, alphas : float, Matrix
+        The parameter of the formula: one for all, or (m, n).
+
+    Returns
+    -------
+    bool
+        Whether the product has been launched; if not, nothing has.
+    """
+    m, k, n = sizes
+    device = launch.active()
+    capability = device.capability(work.device)
+    dtype = result.dtype
+    alike = {x.dtype, w.dtype, bias.dtype or dtype, alphas.dtype or dtype} == {dtype}
+    by_columns = (bias.row == 0 or m == 1) and (alphas.row == 0 or m == 1)
+    if capability < _FIRST or dtype not in _KINDS or not alike or not by_columns or result.adds or 0 in sizes:
+        return False
+    size = ITEMSIZES[dtype]
+    # What is copied must live until the kernel has been launched.
+    a, a_major, _a_copy = _operand(work, x, m, k, size)
+    b, b_major, _b_copy = _operand(work, w.T, n, k, size)
+    tiles = -(-m // _TILE) * -(-n // _TILE)
+    parts, terms = _parts(tiles, k, device.processors(work.device))
+    kernel = _kernel(
+        dtype, precision, a_major, b_major, result.formula, bool(bias.pointer), bool(alphas.pointer), parts > 1, capability
+    )
+    slabs, delivery, slab, row = None, (y.pointer, y.row, y.column), 0, 0
+    if parts > 1:
+        row = -(-4 * n // PACKET) * PACKET
+        slab = m * row
+        slabs = work.scratch(parts * slab)
+        delivery = slabs.pointer, row, 4
+    kernel.launch(
+        work.device,
+        work.stream,
+        (tiles, parts, 1),
+        *(*a, *b, bias.pointer, bias.column, alpha, alphas.pointer, alphas.column, *delivery, slab, terms, m, n, k),
+    )
+    if slabs is not None:
+        from fastrelu.cuda.kernels.linear import add_blocks
+
+        adder = add_blocks(result)
+        packets = m * (row // PACKET)
+        grid = (min(-(-packets // adder.threads[0]), _ADD_THREADS // adder.threads[0] * 16), 1, 1)
+        place = y.pointer, y.row, y.column, alpha, alphas.pointer, alphas.row, alphas.column
+        adder.launch(work.device, work.stream, grid, slabs.pointer, row, slab, parts, *place, m, n)
+    return True
+
+
+def _operand(work: Work, matrix: Matrix, rows: int, terms: int, size: int) -> tuple[tuple[int, int], str, DeviceArray | None]:
+    """Address and step of the slow axis of an operand (rows, terms), what is contiguous in it, and a copy if one is needed.
+
+    Rows or terms must be contiguous, and begin at multiples of 16 bytes.
+    """
+    row, term = (0 if rows == 1 else matrix.row), (0 if terms == 1 else matrix.column)
+    if matrix.pointer % PACKET == 0:
+        if row % PACKET == 0 and (term == size or terms == 1):
+            return (matrix.pointer, row), "terms", None
+        if term % PACKET == 0 and (row == size or rows == 1):
+            return (matrix.pointer, term), "rows", None
+    step = -(-terms * size // PACKET) * PACKET
+    memory = work.scratch(rows * step)
+    source = _array(work, matrix.pointer, (rows, terms), (row, term), matrix.dtype)
+    target = _array(work, memory.pointer, (rows, terms), (step, size), matrix.dtype)
+    elementwise.run(work, "", False, (matrix.dtype, matrix.dtype), [source], [None], target)
+    return (memory.pointer, step), "terms", memory
+
+
+def _array(work: Work, pointer: int, shape: tuple[int, int], strides: tuple[int, int], dtype: str) -> DeviceArray:
+    return DeviceArray(pointer, shape, strides, dtype, work.device, work.stream, True, None)
+
+
+def _parts(tiles: int, terms: int, processors: int) -> tuple[int, int]:
+    """Into how many parts the terms are divided where there are few block tiles, and the terms of each but the last."""
+    parts = max(min(processors // tiles, terms // _LEAST_TERMS), 1)
+    each = -(-terms // parts)
+    each = -(-each // _TILE) * _TILE
+    return -(-terms // each), each
+
+
+@cache
+def _kernel(
+    dtype: str,
+    precision: str,
+    a_major: str,
+    b_major: str,
+    formula: str,
+    has_bias: bool,
+    has_alphas: bool,
+    is_part: bool,
+    capability: tuple[int, int],
+) -> Kernel:
+    from fastrelu.cuda.kernels import tensor_cores, warpgroups
+    from fastrelu.cuda.kernels.tensor_tiles import THREADS, Layer
+    from fastrelu.kernels import formulas
+
+    kind = _KINDS[dtype]
+    way = _WAYS.get((dtype, precision), "careful" if precision == "high" else "fast")
+    has_alpha = bool(formula) and getattr(formulas, formula).__code__.co_argcount == 2
+    whole = Layer(dtype, formula, has_bias, has_alpha, has_alphas)
+    layer = Layer(dtype, has_bias=has_bias, is_part=True) if is_part else whole
+    if capability == _WARPGROUPS and kind == "tf32":
+        function, shared = warpgroups.product(way, a_major, b_major, layer), warpgroups.shared_bytes(a_major, b_major)
+    else:
+        stages = 3 if capability in _MUCH_SHARED_MEMORY else 2
+        function = tensor_cores.product(kind, way, a_major, b_major, layer, stages)
+        shared = tensor_cores.shared_bytes(kind, a_major, b_major, stages)
+    return Kernel(function, tensor_cores.ARGUMENTS, THREADS, shared=shared, blocks=1)
