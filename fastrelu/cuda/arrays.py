@@ -129,6 +129,8 @@ class Work:
         What does not: Python's numbers as they are, all else as NumPy scalars.
     device, stream : int
         Where to launch kernels.
+    precision : str
+        How exact products of matrices must be; "highest" unless the operation says otherwise.
 
     Raises
     ------
@@ -141,6 +143,7 @@ class Work:
     def __init__(self, base: str, operands: Mapping[str, Any], outputs: Mapping[str, Any] | None = None) -> None:
         self.arrays: dict[str, DeviceArray] = {}
         self.numbers: dict[str, Any] = {}
+        self.precision = "highest"
         given = {**operands, **(outputs or {})}
         for name, value in given.items():
             if value is not None and faults.is_on_cuda(value):

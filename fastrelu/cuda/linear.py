@@ -15,6 +15,7 @@ from fastrelu.cuda.kernels.linear import Result, sums_of
 from fastrelu.cuda.kernels.mask import mask as mask_kernel
 from fastrelu.cuda.layout import broadcast_strides, shared_axes
 from fastrelu.cuda.products import MOST, NOTHING, Matrix, run
+from fastrelu.device import check_precision
 from fastrelu.operations import LAYERS, Backward, Layer
 from fastrelu.ufuncs import element_of
 
@@ -37,7 +38,7 @@ def call(name: str, x: Any, w: Any, b: Any, alpha: Any, out: Any, mask: Any, kwa
     mask : array of uint8, optional
         Where to put the bits of y > 0.
     kwargs : dict
-        Keyword arguments; there are none.
+        Keyword arguments: only ``precision``.
 
     Returns
     -------
@@ -51,9 +52,11 @@ def call(name: str, x: Any, w: Any, b: Any, alpha: Any, out: Any, mask: Any, kwa
     ValueError
         If shapes do not fit.
     """
+    precision = check_precision(name, kwargs)
     refuse_keywords(name, kwargs)
     operation = LAYERS[name if b is not None else f"{name}_no_bias"]
     with Work(name, {"x": x, "w": w, "b": b, "alpha": alpha}, {"out": out, "mask": mask}) as work:
+        work.precision = precision
         shapes = {o: work.arrays[o].shape if o in work.arrays else () for o in operation.inputs}
         batch, (k, n) = _check_shapes(name, operation, shapes, work)
         dtype = common_type(operation, work)

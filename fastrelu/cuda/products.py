@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from fastrelu.cuda import launch
+from fastrelu.cuda import launch, tensor_cores
 from fastrelu.cuda.arrays import Work
 from fastrelu.cuda.kernels.gradients import column_sums
 from fastrelu.cuda.kernels.linear import BlockTile, Operand, Result, add_blocks, product, shared_bytes, sums_of
@@ -119,7 +119,7 @@ def run(
     Parameters
     ----------
     work : Work
-        The call.
+        The call, which says how exact products must be.
     sizes : tuple of int
         Rows m, terms k and columns n.
     x, w, y : Matrix
@@ -140,6 +140,10 @@ def run(
         rows = min(m - first, 1 << 30)
         part = None if x_gradient is None else Gradient(x_gradient.formula, x_gradient.y.moved(first))
         places = [matrix.moved(first) for matrix in (x, y, bias, alphas)]
+        if work.precision != "highest" and tensor_cores.run(
+            work, (rows, k, n), places[0], w, places[1], result, places[2], alpha, places[3], part, w_gradient
+        ):
+            continue
         _run(work, (rows, k, n), places[0], w, places[1], result, places[2], alpha, places[3], part, w_gradient)
 
 

@@ -18,18 +18,23 @@ All of this has been run in an emulator of PTX only, which cuts sums off as the 
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastrelu.cuda import elementwise, launch
 from fastrelu.cuda.arrays import DeviceArray, Work
+from fastrelu.cuda.conversion import bits_of
+from fastrelu.cuda.kernels import tensor_cores, warpgroups
+from fastrelu.cuda.kernels.linear import Result, add_blocks
+from fastrelu.cuda.kernels.tensor_tiles import THREADS, Layer
 from fastrelu.cuda.launch import Kernel
 from fastrelu.cuda.memory import PACKET
 from fastrelu.cuda.owned import ITEMSIZES
+from fastrelu.kernels import formulas
 
 if TYPE_CHECKING:
-    from fastrelu.cuda.kernels.linear import Result
-    from fastrelu.cuda.products import Matrix
+    from fastrelu.cuda.products import Gradient, Matrix
 
 _FIRST = (8, 0)
 """The first compute capability whose tensor cores take these types."""
@@ -47,7 +52,6 @@ _ADD_THREADS = 1 << 17
 
 def run(
     work: Work,
-    precision: str,
     sizes: tuple[int, int, int],
     x: Matrix,
     w: Matrix,
@@ -56,15 +60,15 @@ def run(
     bias: Matrix,
     alpha: float,
     alphas: Matrix,
+    x_gradient: Gradient | None,
+    w_gradient: Gradient | None,
 ) -> bool:
     """Calculate y = f(x @ w + bias) on the tensor cores, if they can.
 
     Parameters
     ----------
     work : Work
-        The call.
-    precision : str
-        "high" or "medium".
+        The call, which says whether the precision is "high" or "medium".
     sizes : tuple of int
         Rows m, terms k and columns n.
     x, w, y : Matrix
@@ -75,6 +79,8 @@ def run(
         What is added to them (m, n); nothing if its address is 0.
     alpha, alphas : float, Matrix
         The parameter of the formula: one for all, or (m, n).
+    x_gradient, w_gradient : Gradient or None
+        If x or w are gradients that another formula applies to, which are written to memory first.
 
     Returns
     -------
@@ -91,12 +97,22 @@ def run(
         return False
     size = ITEMSIZES[dtype]
     # What is copied must live until the kernel has been launched.
+    if x_gradient is not None:
+        made = _applied(work, x_gradient, x, (m, k), dtype, alpha)
+        if made is None:
+            return False
+        x, _x_memory = made
+    if w_gradient is not None:
+        made = _applied(work, w_gradient, w, (k, n), dtype, alpha)
+        if made is None:
+            return False
+        w, _w_memory = made
     a, a_major, _a_copy = _operand(work, x, m, k, size)
     b, b_major, _b_copy = _operand(work, w.T, n, k, size)
     tiles = -(-m // _TILE) * -(-n // _TILE)
     parts, terms = _parts(tiles, k, device.processors(work.device))
     kernel = _kernel(
-        dtype, precision, a_major, b_major, result.formula, bool(bias.pointer), bool(alphas.pointer), parts > 1, capability
+        dtype, work.precision, a_major, b_major, result.formula, bool(bias.pointer), bool(alphas.pointer), parts > 1, capability
     )
     slabs, delivery, slab, row = None, (y.pointer, y.row, y.column), 0, 0
     if parts > 1:
@@ -111,8 +127,6 @@ def run(
         *(*a, *b, bias.pointer, bias.column, alpha, alphas.pointer, alphas.column, *delivery, slab, terms, m, n, k),
     )
     if slabs is not None:
-        from fastrelu.cuda.kernels.linear import add_blocks
-
         adder = add_blocks(result)
         packets = m * (row // PACKET)
         grid = (min(-(-packets // adder.threads[0]), _ADD_THREADS // adder.threads[0] * 16), 1, 1)
@@ -140,6 +154,33 @@ def _operand(work: Work, matrix: Matrix, rows: int, terms: int, size: int) -> tu
     return (memory.pointer, step), "terms", memory
 
 
+def _applied(
+    work: Work, gradient: Gradient, dy: Matrix, shape: tuple[int, int], dtype: str, alpha: float
+) -> tuple[Matrix, DeviceArray] | None:
+    """Write dz = f'(dy, y) to memory of its own: dz, and that memory. None where there is no y but its bits."""
+    if gradient.y.dtype != dtype or not gradient.formula:
+        return None
+    # In the order of dy and y, so that reading and writing go through memory alike.
+    flips = dy.column > dy.row
+    rows, columns = shape[::-1] if flips else shape
+    size = ITEMSIZES[dtype]
+    step = -(-columns * size // PACKET) * PACKET
+    memory = work.scratch(rows * step)
+    dz = dataclasses.replace(dy, pointer=memory.pointer, row=size if flips else step, column=step if flips else size)
+    given, derivative, target = (_array(work, m.pointer, shape, (m.row, m.column), dtype) for m in (dy, gradient.y, dz))
+    operands: list[Any] = [given, derivative]
+    numbers: list[int | None] = [None, None]
+    if _parameters(gradient.formula) == 3:
+        operands, numbers = [*operands, alpha], [*numbers, bits_of(alpha, dtype)]
+    elementwise.run(work, gradient.formula, True, (dtype,) * (len(operands) + 1), operands, numbers, target)
+    return dz, memory
+
+
+def _parameters(formula: str) -> int:
+    """How many parameters a formula has."""
+    return int(getattr(formulas, formula).__code__.co_argcount)
+
+
 def _array(work: Work, pointer: int, shape: tuple[int, int], strides: tuple[int, int], dtype: str) -> DeviceArray:
     return DeviceArray(pointer, shape, strides, dtype, work.device, work.stream, True, None)
 
@@ -164,13 +205,9 @@ def _kernel(
     is_part: bool,
     capability: tuple[int, int],
 ) -> Kernel:
-    from fastrelu.cuda.kernels import tensor_cores, warpgroups
-    from fastrelu.cuda.kernels.tensor_tiles import THREADS, Layer
-    from fastrelu.kernels import formulas
-
     kind = _KINDS[dtype]
     way = _WAYS.get((dtype, precision), "careful" if precision == "high" else "fast")
-    has_alpha = bool(formula) and getattr(formulas, formula).__code__.co_argcount == 2
+    has_alpha = bool(formula) and _parameters(formula) == 2
     whole = Layer(dtype, formula, has_bias, has_alpha, has_alphas)
     layer = Layer(dtype, has_bias=has_bias, is_part=True) if is_part else whole
     if capability == _WARPGROUPS and kind == "tf32":

@@ -81,22 +81,6 @@ def narrowed(dtype: str) -> Any:
     return narrow
 
 
-@intrinsic
-def shared_start(typing_context):
-    """The address of a block's dynamic shared memory."""
-
-    def codegen(context, builder, signature, arguments):
-        name, kind = "fastrelu_shared", ir.ArrayType(ir.IntType(8), 0)
-        memory = builder.module.globals.get(name)
-        if memory is None:
-            memory = ir.GlobalVariable(builder.module, kind, name, addrspace=SHARED)
-            memory.align = 16
-            memory.linkage = "external"
-        return builder.ptrtoint(memory, _ADDRESS)
-
-    return types.int64(), codegen
-
-
 def zeros(count: int) -> Any:
     """The function () -> `count` sums of 0."""
     sums = types.UniTuple(types.float32, count)

@@ -31,6 +31,7 @@ from fastrelu.cuda.kernels.tensor_tiles import (
     tile_bytes,
 )
 from fastrelu.cuda.ptx import SHAPES, commit_copies, wait_for_copies_but
+from fastrelu.cuda.tile import shared_start
 from fastrelu.cuda.toolkit import cuda, types
 
 SIZES = {"tf32": 4, "f16": 2, "bf16": 2}
@@ -113,7 +114,7 @@ def product(kind: str, way: str, a_major: str, b_major: str, layer: Layer, stage
         b += part * terms * (SIZE if B_BY_ROWS else b_step)
         y += part * part_step
         k = min(k - part * terms, terms)
-        start = (fragments.shared_start() + 127) & -128
+        start = (shared_start() + 127) & -128
         tiles = (k + (BK - 1)) // BK
         for tile in range(AHEAD):
             if tile < tiles:

@@ -29,6 +29,7 @@ from fastrelu.cuda.kernels.tensor_tiles import (
 )
 from fastrelu.cuda.memory import SHARED, load, store
 from fastrelu.cuda.ptx import commit_copies, fence_for_tensor_cores, wait_for_copies_but
+from fastrelu.cuda.tile import shared_start
 from fastrelu.cuda.toolkit import cuda, device_function, types
 
 STAGES = 4
@@ -112,7 +113,7 @@ def product(way: str, a_major: str, b_major: str, layer: Layer) -> Any:
         b += part * terms * (4 if B_BY_ROWS else b_step)
         y += part * part_step
         k = min(k - part * terms, terms)
-        start = (fragments.shared_start() + 1023) & -1024
+        start = (shared_start() + 1023) & -1024
         stages = start + 4 * PART
         tiles = (k + (BK - 1)) // BK
         for tile in range(AHEAD):
