@@ -102,34 +102,22 @@ def calculate(work: Work, name: str, dtype: str | None = None) -> DeviceArray:
     """Run an operation on the operands of `work`, in the type `dtype` if one is prescribed, into its ``out`` or a new array."""
     operation = OPERATIONS[name]
     given = [work.arrays.get(n, work.numbers.get(n)) for n in operation.inputs]
-    calculated, shape, order = _result(name, tuple(map(_kind, given)), dtype)
+    kinds = tuple(map(_kind, given))
+    calculated, shape, order = _result(name, kinds, dtype)
+    numbers = [None if isinstance(n, DeviceArray) else _bits(name, i, n, calculated[i]) for i, n in enumerate(given)]
+    layouts = tuple(kind if number is None else None for kind, number in zip(kinds, numbers, strict=True))
+    places = [operand.pointer if number is None else number for operand, number in zip(given, numbers, strict=True)]
     result = work.arrays.get("out")
     if result is None:
-        result = work.empty(shape, calculated[-1], order)
+        target = result = work.empty(shape, calculated[-1], order)
     else:
-        _check_output(name, result, calculated[-1], shape)
-    numbers = [None if isinstance(n, DeviceArray) else _bits(name, i, n, calculated[i]) for i, n in enumerate(given)]
-    run(work, operation.formula or name, operation.arithmetic, calculated, given, numbers, result)
-    return result
-
-
-def run(
-    work: Work,
-    formula: str,
-    arithmetic: bool,
-    calculated: tuple[str, ...],
-    operands: list[Any],
-    numbers: list[int | None],
-    result: DeviceArray,
-) -> None:
-    """Put a formula of `operands` into `result`, to whose shape they broadcast; where they overlap it, by way of a copy."""
-    arrays = [operand for operand, number in zip(operands, numbers, strict=True) if number is None]
-    target = result
-    if any(_disturbs(result, array) for array in arrays):
-        target = work.empty(result.shape, result.dtype)
-    _launch(work, formula, arithmetic, calculated, operands, numbers, target)
+        _check_output(name, _layout(result), calculated[-1], shape)
+        disturbed = any(_disturbs(result, operand) for operand in work.arrays.values() if operand is not result)
+        target = work.empty(result.shape, result.dtype) if disturbed else result
+    _launch(work, operation.formula or name, operation.arithmetic, calculated, layouts, places, target)
     if target is not result:
-        _launch(work, "", False, (result.dtype, result.dtype), [target], [None], result)
+        _launch(work, "", False, (result.dtype, result.dtype), (_layout(target),), [target.pointer], result)
+    return result
 
 
 def _launch(
@@ -137,18 +125,15 @@ def _launch(
     formula: str,
     arithmetic: bool,
     calculated: tuple[str, ...],
-    operands: list[Any],
-    numbers: list[int | None],
+    layouts: tuple[Any, ...],
+    places: list[int],
     result: DeviceArray,
 ) -> None:
-    layouts = tuple(_layout(o) if n is None else None for o, n in zip(operands, numbers, strict=True))
+    """Put a formula into `result`; `places` are the addresses of operands, and the bits of those without a layout."""
     plan = _plan(formula, arithmetic, calculated, layouts, _layout(result))
-    if plan is None:
-        return
-    places = [o.pointer if n is None else n for o, n in zip(operands, numbers, strict=True)]
-    places.append(result.pointer)
-    shifted = [place + start for place, start in zip(places, plan.starts, strict=True)]
-    plan.kernel.launch(work.device, work.stream, (plan.blocks, 1, 1), *plan.before, *shifted, *plan.after)
+    if plan is not None:
+        shifted = [place + start for place, start in zip((*places, result.pointer), plan.starts, strict=True)]
+        plan.kernel.launch(work.device, work.stream, (plan.blocks, 1, 1), *plan.before, *shifted, *plan.after)
 
 
 def _layout(array: DeviceArray) -> Layout:
@@ -163,11 +148,23 @@ def _kind(operand: Any) -> Operand:
 
 def _disturbs(result: DeviceArray, operand: DeviceArray) -> bool:
     """Whether writing the result element by element may change what is yet to be read."""
-    if not result.may_overlap(operand):
+    (first, end), (its_first, its_end) = _span(_layout(result)), _span(_layout(operand))
+    apart = operand.pointer - result.pointer
+    if first >= its_end + apart or its_first + apart >= end:
         return False
+    if apart or result.itemsize != operand.itemsize:
+        return True
     strides = broadcast_strides(operand.shape, operand.strides, result.shape)
-    same = result.pointer == operand.pointer and result.itemsize == operand.itemsize
-    return not same or any(a != b for a, b, n in zip(strides, result.strides, result.shape, strict=True) if n > 1)
+    return any(a != b for a, b, n in zip(strides, result.strides, result.shape, strict=True) if n > 1)
+
+
+@lru_cache(maxsize=4096)
+def _span(array: Layout) -> tuple[int, int]:
+    """Where an array begins and ends, relative to its first element."""
+    if 0 in array.shape:
+        return 0, 0
+    ends = [(length - 1) * stride for length, stride in zip(array.shape, array.strides, strict=True)]
+    return sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends) + ITEMSIZES[array.dtype]
 
 
 @lru_cache(maxsize=4096)
@@ -225,7 +222,8 @@ def _casts(name: str, source: str, target: str) -> bool:
     return bool(np.can_cast(_numpy_type(name, source), _numpy_type(name, target), "same_kind"))
 
 
-def _check_output(name: str, out: DeviceArray, dtype: str, shape: tuple[int, ...]) -> None:
+@lru_cache(maxsize=4096)
+def _check_output(name: str, out: Layout, dtype: str, shape: tuple[int, ...]) -> None:
     fault = faults.shapes_fault(name, {"operands": shape, "out": out.shape})
     if fault is not None or np.broadcast_shapes(out.shape, shape) != out.shape:
         raise ValueError(f"{name}: out must have shape {shape} or one that it broadcasts to, not {out.shape}")
