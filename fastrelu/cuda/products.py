@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from fastrelu.cuda import launch, tensor_cores
 from fastrelu.cuda.arrays import Work
@@ -114,7 +113,7 @@ def run(
     x_gradient: Gradient | None = None,
     w_gradient: Gradient | None = None,
 ) -> None:
-    """y = f(x @ w + bias).
+    """Calculate y = f(x @ w + bias).
 
     Parameters
     ----------
@@ -209,7 +208,7 @@ def sum_rows(
     alphas: Matrix = NOTHING,
     gradient: Gradient | None = None,
 ) -> None:
-    """y, one row, = the sum of the rows of x, or of the gradient that a formula makes of it.
+    """Put the sum of the rows of x, or of the gradient that a formula makes of it, into the one row of y.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ def shared_start(typing_context):
 
 @intrinsic
 def is_below(typing_context, a, b):
-    """a < b for numbers of 32 bits. Numba would compare 64, in two instructions."""
+    """Whether a < b, both numbers of 32 bits: Numba would compare 64, in two instructions."""
 
     def codegen(context, builder, signature, arguments):
         return builder.icmp_signed("<", *(builder.trunc(word, _WORD) for word in arguments))

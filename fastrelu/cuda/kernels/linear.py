@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from fastrelu.cuda import formulas, tile
@@ -137,7 +138,7 @@ def cast(path: tuple[str, ...], count: int = 1) -> Any:
     def convert(typing_context, value):
         def codegen(context, builder, signature, arguments):
             lanes = [arguments[0]] if count == 1 else [builder.extract_value(arguments[0], i) for i in range(count)]
-            for source, target in zip(elements, elements[1:], strict=False):
+            for source, target in pairwise(elements):
                 lanes = [converted(builder, lane, source, target) for lane in lanes]
             return lanes[0] if count == 1 else context.make_tuple(builder, last, lanes)
 
