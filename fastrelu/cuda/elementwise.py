@@ -6,6 +6,7 @@ same kind has only addresses to fill in.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
@@ -105,19 +106,55 @@ def calculate(work: Work, name: str, dtype: str | None = None) -> DeviceArray:
     kinds = tuple(map(_kind, given))
     calculated, shape, order = _result(name, kinds, dtype)
     numbers = [None if isinstance(n, DeviceArray) else _bits(name, i, n, calculated[i]) for i, n in enumerate(given)]
-    layouts = tuple(kind if number is None else None for kind, number in zip(kinds, numbers, strict=True))
-    places = [operand.pointer if number is None else number for operand, number in zip(given, numbers, strict=True)]
     result = work.arrays.get("out")
+    is_new = result is None
     if result is None:
-        target = result = work.empty(shape, calculated[-1], order)
+        result = work.empty(shape, calculated[-1], order)
     else:
-        _check_output(name, _layout(result), calculated[-1], shape)
-        disturbed = any(_disturbs(result, operand) for operand in work.arrays.values() if operand is not result)
-        target = work.empty(result.shape, result.dtype) if disturbed else result
-    _launch(work, operation.formula or name, operation.arithmetic, calculated, layouts, places, target)
+        check_output(name, result, calculated[-1], shape)
+    run(work, operation.formula or name, operation.arithmetic, calculated, given, numbers, result, is_new)
+    return result
+
+
+def run(
+    work: Work,
+    formula: str,
+    arithmetic: bool,
+    calculated: tuple[str, ...],
+    operands: Sequence[Any],
+    numbers: Sequence[int | None],
+    result: DeviceArray,
+    is_new: bool = False,
+) -> None:
+    """Put a formula of operands into `result`, to whose shape they broadcast; where they overlap it, by way of a copy.
+
+    Parameters
+    ----------
+    work : Work
+        The call.
+    formula : str
+        Its name in `fastrelu.kernels.formulas`; "" copies.
+    arithmetic : bool
+        Whether it calculates rather than selects.
+    calculated : tuple of str
+        The types of its operands and its result.
+    operands : sequence of DeviceArray
+        Its operands; of a number, anything.
+    numbers : sequence of int or None
+        The bits of each operand that is a number, as a signed word; None for an array.
+    result : DeviceArray
+        Where to put the result, of any type.
+    is_new : bool, optional
+        Whether nothing else is known to lie there.
+    """
+    layouts = tuple(None if n is not None else _layout(o) for o, n in zip(operands, numbers, strict=True))
+    places = [o.pointer if n is None else n for o, n in zip(operands, numbers, strict=True)]
+    target = result
+    if not is_new and any(_disturbs(result, o) for o, n in zip(operands, numbers, strict=True) if n is None):
+        target = work.empty(result.shape, result.dtype)
+    _launch(work, formula, arithmetic, calculated, layouts, places, target)
     if target is not result:
         _launch(work, "", False, (result.dtype, result.dtype), (_layout(target),), [target.pointer], result)
-    return result
 
 
 def _launch(
@@ -179,7 +216,7 @@ def _result(name: str, operands: tuple[Operand, ...], dtype: str | None) -> _Res
     names = [o.dtype if isinstance(o, Layout) else o for o in operands]
     element = dtype if dtype is not None else _element(name, names)
     if dtype is not None:
-        element_of(operation, [type(_numpy_type(name, dtype))], True)
+        element_of(operation, [type(numpy_type(name, dtype))], True)
     calculated = operation.loop(element, 0).dtypes
     for operand, its, to in zip(operation.inputs, names, calculated, strict=False):
         if its not in ("int", "float") and not _casts(name, its, to):
@@ -193,20 +230,23 @@ def _element(name: str, names: list[str]) -> str:
     operation = OPERATIONS[name]
     if len(set(names)) == 1 and names[0] in operation.dtypes:  # bfloat16 by itself does not need ml_dtypes
         return names[0]
-    classes = [_Python(int if n == "int" else float) if n in ("int", "float") else type(_numpy_type(name, n)) for n in names]
+    classes = [
+        PythonNumber(int if n == "int" else float) if n in ("int", "float") else type(numpy_type(name, n)) for n in names
+    ]
     try:
         return element_of(operation, classes, False)
     except np.exceptions.DTypePromotionError:
         raise TypeError(f"{name}: the types {' and '.join(dict.fromkeys(names))} have none in common") from None
 
 
-class _Python(NamedTuple):
-    """The class of a Python number, as NumPy hands it to a promoter."""
+class PythonNumber(NamedTuple):
+    """The type of a Python number, as NumPy hands it to a promoter."""
 
     type: type
 
 
-def _numpy_type(name: str, dtype: str) -> np.dtype[Any]:
+def numpy_type(name: str, dtype: str) -> np.dtype[Any]:
+    """NumPy's type of a name; TypeError if only ml_dtypes has it, and is not installed."""
     if dtype == "bfloat16":
         try:
             import ml_dtypes
@@ -219,17 +259,24 @@ def _numpy_type(name: str, dtype: str) -> np.dtype[Any]:
 def _casts(name: str, source: str, target: str) -> bool:
     if source == target:
         return True
-    return bool(np.can_cast(_numpy_type(name, source), _numpy_type(name, target), "same_kind"))
+    return bool(np.can_cast(numpy_type(name, source), numpy_type(name, target), "same_kind"))
+
+
+def check_output(name: str, out: DeviceArray, dtype: str, shape: tuple[int, ...]) -> None:
+    """TypeError or ValueError if a result of a type and a shape does not fit into `out`."""
+    _check_output(name, out.dtype, out.shape, out.strides, dtype, shape)
 
 
 @lru_cache(maxsize=4096)
-def _check_output(name: str, out: Layout, dtype: str, shape: tuple[int, ...]) -> None:
-    fault = faults.shapes_fault(name, {"operands": shape, "out": out.shape})
-    if fault is not None or np.broadcast_shapes(out.shape, shape) != out.shape:
-        raise ValueError(f"{name}: out must have shape {shape} or one that it broadcasts to, not {out.shape}")
-    if not _casts(name, dtype, out.dtype):
-        raise TypeError(f"{name}: out must have a type that takes {dtype} by casting rule 'same_kind', not {out.dtype}")
-    if any(stride == 0 and length > 1 for stride, length in zip(out.strides, out.shape, strict=True)):
+def _check_output(
+    name: str, its: str, into: tuple[int, ...], strides: tuple[int, ...], dtype: str, shape: tuple[int, ...]
+) -> None:
+    fault = faults.shapes_fault(name, {"operands": shape, "out": into})
+    if fault is not None or np.broadcast_shapes(into, shape) != into:
+        raise ValueError(f"{name}: out must have shape {shape} or one that it broadcasts to, not {into}")
+    if not _casts(name, dtype, its):
+        raise TypeError(f"{name}: out must have a type that takes {dtype} by casting rule 'same_kind', not {its}")
+    if any(stride == 0 and length > 1 for stride, length in zip(strides, into, strict=True)):
         raise ValueError(f"{name}: out must have an element of its own in every place, and repeats some along an axis")
 
 

@@ -65,7 +65,7 @@ def call(name: str, x: Any, w: Any, b: Any, alpha: Any, out: Any, mask: Any, kwa
         if given is None:
             y = work.empty((*batch, n), dtype)
         else:
-            elementwise._check_output(name, given, dtype, (*batch, n))
+            elementwise.check_output(name, given, dtype, (*batch, n))
             batch, y = given.shape[:-1], given
         operands = [work.arrays[o] for o in operation.inputs if o in work.arrays]
         target = y
@@ -115,9 +115,9 @@ def common_type(
         number = work.numbers.get(operand)
         if number is None:
             dtype = arrays.get(operand, missing).dtype  # type: ignore[union-attr]  # operands of a layer are all given
-            classes.append(type(elementwise._numpy_type(operation.base, dtype)))
+            classes.append(type(elementwise.numpy_type(operation.base, dtype)))
         elif type(number) in (int, float):
-            classes.append(elementwise._Python(type(number)))  # type: ignore[arg-type]
+            classes.append(elementwise.PythonNumber(type(number)))  # type: ignore[arg-type]
         else:
             classes.append(type(number.dtype))
     try:
