@@ -4,22 +4,26 @@ This is the only file that imports numba-cuda: whoever ports the package to its 
 """
 
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-if not hasattr(np, "row_stack"):  # gone in NumPy 2.5; numba-cuda 0.30.4 names it once, while it is imported
+_has_row_stack = hasattr(np, "row_stack")
+if not _has_row_stack:  # gone in NumPy 2.5; numba-cuda 0.30.4 names it once, while it is imported
     np.row_stack = np.vstack
-    try:
+try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of NumPy 2.5 as well
         import numba.cuda.np.arrayobj  # noqa: F401
-    finally:
+        from numba import cuda
+        from numba.cuda import types
+        from numba.cuda.cudadrv import nvrtc
+        from numba.cuda.extending import intrinsic
+finally:
+    if not _has_row_stack:
         del np.row_stack
-
-from numba import cuda
-from numba.cuda import types
-from numba.cuda.cudadrv import nvrtc
-from numba.cuda.extending import intrinsic
 
 __all__ = ["compile_ptx", "cuda", "device_function", "intrinsic", "link", "target_of", "types"]
 
