@@ -131,6 +131,8 @@ class Work:
         Where to launch kernels.
     precision : str
         How exact products of matrices must be; "highest" unless the operation says otherwise.
+    made : dict
+        What the parts of an operation calculate once for each other.
 
     Raises
     ------
@@ -144,6 +146,7 @@ class Work:
         self.arrays: dict[str, DeviceArray] = {}
         self.numbers: dict[str, Any] = {}
         self.precision = "highest"
+        self.made: dict[Any, Any] = {}
         given = {**operands, **(outputs or {})}
         for name, value in given.items():
             if value is not None and faults.is_on_cuda(value):

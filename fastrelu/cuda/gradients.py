@@ -17,6 +17,7 @@ from fastrelu.cuda.kernels.linear import Result
 from fastrelu.cuda.layout import broadcast_strides
 from fastrelu.cuda.linear import common_type, number_for, refuse_keywords, refuse_unaligned
 from fastrelu.cuda.products import MOST, NOTHING, Gradient, Matrix, run, sum_rows
+from fastrelu.device import check_precision
 from fastrelu.operations import GRADIENTS, backward
 
 _CORES = {"dy": 2, "y": 2, "x": 2, "w": 2, "alpha": 0, "dx": 2, "dw": 2, "db": 1}
@@ -44,7 +45,7 @@ def call(
     outputs : mapping
         Arrays for them; they may overlap the operands in any way.
     kwargs : mapping
-        Keyword arguments; there are none.
+        Keyword arguments: only ``precision``.
 
     Returns
     -------
@@ -58,9 +59,12 @@ def call(
     ValueError
         If shapes do not fit.
     """
+    kwargs = {**kwargs}
+    precision = check_precision(name, kwargs)
     refuse_keywords(name, kwargs)
     places = {f"out for {gradient}": array for gradient, array in outputs.items()}
     with Work(name, operands, places) as work:
+        work.precision = precision
         given = {o: work.arrays[o] for o in ("dy", "y", "x", "w") if o in work.arrays}
         held = {g: work.arrays[f"out for {g}"] for g in wanted if f"out for {g}" in work.arrays}
         is_mask = name == "linear_relu_backward" and given["y"].dtype == "uint8"

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fastrelu.cuda import elementwise, launch
 from fastrelu.cuda.arrays import DeviceArray, Work
@@ -93,7 +93,7 @@ def run(
     dtype = result.dtype
     alike = {x.dtype, w.dtype, bias.dtype or dtype, alphas.dtype or dtype} == {dtype}
     by_columns = (bias.row == 0 or m == 1) and (alphas.row == 0 or m == 1)
-    if capability < _FIRST or dtype not in _KINDS or not alike or not by_columns or result.adds or 0 in sizes:
+    if capability < _FIRST or dtype not in _KINDS or not alike or not by_columns or 0 in sizes:
         return False
     size = ITEMSIZES[dtype]
     # What is copied must live until the kernel has been launched.
@@ -101,21 +101,22 @@ def run(
         made = _applied(work, x_gradient, x, (m, k), dtype, alpha)
         if made is None:
             return False
-        x, _x_memory = made
+        x = made
     if w_gradient is not None:
         made = _applied(work, w_gradient, w, (k, n), dtype, alpha)
         if made is None:
             return False
-        w, _w_memory = made
+        w = made
     a, a_major, _a_copy = _operand(work, x, m, k, size)
     b, b_major, _b_copy = _operand(work, w.T, n, k, size)
     tiles = -(-m // _TILE) * -(-n // _TILE)
     parts, terms = _parts(tiles, k, device.processors(work.device))
+    in_parts = parts > 1 or result.adds
     kernel = _kernel(
-        dtype, work.precision, a_major, b_major, result.formula, bool(bias.pointer), bool(alphas.pointer), parts > 1, capability
+        dtype, work.precision, a_major, b_major, result.formula, bool(bias.pointer), bool(alphas.pointer), in_parts, capability
     )
     slabs, delivery, slab, row = None, (y.pointer, y.row, y.column), 0, 0
-    if parts > 1:
+    if in_parts:
         row = -(-4 * n // PACKET) * PACKET
         slab = m * row
         slabs = work.scratch(parts * slab)
@@ -154,12 +155,13 @@ def _operand(work: Work, matrix: Matrix, rows: int, terms: int, size: int) -> tu
     return (memory.pointer, step), "terms", memory
 
 
-def _applied(
-    work: Work, gradient: Gradient, dy: Matrix, shape: tuple[int, int], dtype: str, alpha: float
-) -> tuple[Matrix, DeviceArray] | None:
-    """Write dz = f'(dy, y) to memory of its own: dz, and that memory. None where there is no y but its bits."""
+def _applied(work: Work, gradient: Gradient, dy: Matrix, shape: tuple[int, int], dtype: str, alpha: float) -> Matrix | None:
+    """Write dz = f'(dy, y) to memory of its own, once a call; None where there is no y but its bits."""
     if gradient.y.dtype != dtype or not gradient.formula:
         return None
+    key = gradient, dy, shape
+    if key in work.made:
+        return cast("Matrix", work.made[key][0])
     # In the order of dy and y, so that reading and writing go through memory alike.
     flips = dy.column > dy.row
     rows, columns = shape[::-1] if flips else shape
@@ -173,7 +175,8 @@ def _applied(
     if _parameters(gradient.formula) == 3:
         operands, numbers = [*operands, alpha], [*numbers, bits_of(alpha, dtype)]
     elementwise.run(work, gradient.formula, True, (dtype,) * (len(operands) + 1), operands, numbers, target)
-    return dz, memory
+    work.made[key] = dz, memory
+    return dz
 
 
 def _parameters(formula: str) -> int:
