@@ -212,6 +212,9 @@ def _result(name: str, operands: tuple[Operand, ...], dtype: str | None) -> _Res
     fault = faults.shapes_fault(name, shapes)
     if fault is not None:
         raise fault
+    for n, o in zip(operation.inputs, operands, strict=True):
+        if isinstance(o, Layout):
+            _refuse_unaligned(name, n, o)
     shape = np.broadcast_shapes(*shapes.values())
     names = [o.dtype if isinstance(o, Layout) else o for o in operands]
     element = dtype if dtype is not None else _element(name, names)
@@ -264,20 +267,24 @@ def _casts(name: str, source: str, target: str) -> bool:
 
 def check_output(name: str, out: DeviceArray, dtype: str, shape: tuple[int, ...]) -> None:
     """TypeError or ValueError if a result of a type and a shape does not fit into `out`."""
-    _check_output(name, out.dtype, out.shape, out.strides, dtype, shape)
+    _check_output(name, _layout(out), dtype, shape)
 
 
 @lru_cache(maxsize=4096)
-def _check_output(
-    name: str, its: str, into: tuple[int, ...], strides: tuple[int, ...], dtype: str, shape: tuple[int, ...]
-) -> None:
-    fault = faults.shapes_fault(name, {"operands": shape, "out": into})
-    if fault is not None or np.broadcast_shapes(into, shape) != into:
-        raise ValueError(f"{name}: out must have shape {shape} or one that it broadcasts to, not {into}")
-    if not _casts(name, dtype, its):
-        raise TypeError(f"{name}: out must have a type that takes {dtype} by casting rule 'same_kind', not {its}")
-    if any(stride == 0 and length > 1 for stride, length in zip(strides, into, strict=True)):
+def _check_output(name: str, out: Layout, dtype: str, shape: tuple[int, ...]) -> None:
+    fault = faults.shapes_fault(name, {"operands": shape, "out": out.shape})
+    if fault is not None or np.broadcast_shapes(out.shape, shape) != out.shape:
+        raise ValueError(f"{name}: out must have shape {shape} or one that it broadcasts to, not {out.shape}")
+    if not _casts(name, dtype, out.dtype):
+        raise TypeError(f"{name}: out must have a type that takes {dtype} by casting rule 'same_kind', not {out.dtype}")
+    if any(stride == 0 and length > 1 for stride, length in zip(out.strides, out.shape, strict=True)):
         raise ValueError(f"{name}: out must have an element of its own in every place, and repeats some along an axis")
+    _refuse_unaligned(name, "out", out)
+
+
+def _refuse_unaligned(name: str, operand: str, array: Layout) -> None:
+    if any(place % ITEMSIZES[array.dtype] for place in (array.offset, *array.strides)):
+        raise ValueError(f"{name}: {operand} must have elements that are aligned to their size")
 
 
 def _bits(name: str, i: int, number: Any, dtype: str) -> int:
@@ -301,9 +308,6 @@ def _plan(
         return None
     arrays = [o for o in (*operands, result) if o is not None]
     stored = tuple(its if o is None else o.dtype for o, its in zip((*operands, result), calculated, strict=True))
-    for array in arrays:
-        if array.offset % ITEMSIZES[array.dtype] or any(s % ITEMSIZES[array.dtype] for s in array.strides):
-            raise ValueError(f"{formula or 'copy'}: the elements of an array must be aligned to their size")
     axes, starts = shared_axes(result.shape, [broadcast_strides(a.shape, a.strides, result.shape) for a in arrays])
     sizes = [ITEMSIZES[a.dtype] for a in arrays]
     inner = axes[-1] if axes else Axis(1, tuple(sizes))

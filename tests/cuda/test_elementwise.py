@@ -378,6 +378,26 @@ def test_repeated_elements_are_no_result(device):
         call("relu", (device.array(np.zeros((3, 4), np.float32)),), out)
 
 
+def test_unaligned_elements_are_refused(device):
+    memory = device.array(np.zeros(64, np.uint8))
+    x = type(memory)(device, memory.host[1:33].view(np.float32))
+    with pytest.raises(ValueError, match="relu: x must have elements that are aligned"):
+        call("relu", (x,))
+    with pytest.raises(ValueError, match="relu: out must have elements that are aligned"):
+        call("relu", (device.empty((8,), np.float32),), x)
+
+
+def test_accesses_fill_their_sectors(device):
+    device.measure = True
+    x, alpha = operands("float32", 1, 4096)[0].reshape(64, 64), np.linspace(-1, 2, 64, dtype=np.float32)
+    for a, its in ((x, alpha), (x[:, :48], alpha[:48]), (x, alpha[:, None]), (x[:, :33], alpha[:33])):
+        check(device, "prelu", [a, its])
+        done = device.launches[-1]
+        # Rows of 33 are gone through element by element, and alpha of a row is one address for many threads.
+        assert 0 < done.sectors["store"] <= 1.3 * done.least_sectors["store"]
+        assert 0 < done.sectors["load"] <= 1.3 * done.least_sectors["load"]
+
+
 @pytest.mark.parametrize("target", [(8, 0), (9, 0, "a")])
 @pytest.mark.parametrize(
     ("dtype", "name"),

@@ -5,6 +5,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import fastrelu
+from fastrelu.cuda.kernels import prelu_backward as kernels
 from tests.cuda.values import bits, dtype_of, operands, to_host
 
 
@@ -32,6 +33,14 @@ def test_shapes_of_alpha(device, shape):
 def test_rows(device, rows):
     dy, x = data((rows, 3))
     check(device, dy, x, np.array([0.5, -1, 0], np.float32))
+
+
+def test_more_blocks_than_are_fetched_at_once(device, monkeypatch):
+    monkeypatch.setattr(kernels, "FETCHED", 3)
+    kernels.totals.cache_clear()
+    dy, x = data((256 * 7 + 5, 2))
+    check(device, dy, x, np.array([0.5, -1], np.float32))
+    kernels.totals.cache_clear()
 
 
 def test_layouts(device):

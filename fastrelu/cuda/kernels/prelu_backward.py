@@ -1,7 +1,7 @@
 """The sums of the gradient of `prelu` with respect to alpha, in the order of `fastrelu.sums.sum_to`.
 
 ``block_sums``  a thread for each column and each KC of its rows: one chain of additions, from 0
-``totals``      a thread for each column: the sums of its blocks, in ascending order
+``totals``      a block of threads for each column: they fetch the sums of its blocks, and one adds them in ascending order
 
 A column is an element of alpha, and its rows are the elements of dy and x that it belongs to.
 """
@@ -13,7 +13,7 @@ from fastrelu.cuda.conversion import converted
 from fastrelu.cuda.formulas import Value, write
 from fastrelu.cuda.kernels.places import WORD, coordinates, count_of_divisors, members, moved
 from fastrelu.cuda.launch import Kernel
-from fastrelu.cuda.memory import lanes_of, read_words, size_of, store, write_lanes
+from fastrelu.cuda.memory import lanes_of, load, read_words, size_of, store, write_lanes
 from fastrelu.cuda.toolkit import cuda, intrinsic, types
 from fastrelu.kernels.vector import ELEMENTS, Vector
 from fastrelu.operations import KC
@@ -21,6 +21,8 @@ from fastrelu.operations import KC
 THREADS = 128
 STEP = 8
 """Terms that a thread loads before it adds them."""
+FETCHED = 2048
+"""Sums that a block of threads fetches before one of them adds: beyond a few hundred, memory is waited for no longer."""
 
 
 @dataclass(frozen=True)
@@ -113,23 +115,18 @@ def _block_sums(spec: BlockSums):
     return block_sums
 
 
-def _add_sums(dtype: str, count: int):
-    """The function (total, address, step) that adds so many numbers in memory to a total, one after the other."""
-    element, number = ELEMENTS[dtype], _number(dtype)
-    kind = Vector(element, 1)
+def _adding(dtype: str):
+    """The function (a, b) that adds two numbers and rounds, whatever is multiplied before."""
+    number = _number(dtype)
+    kind = Vector(ELEMENTS[dtype], 1)
 
     @intrinsic
-    def add(typing_context, total, address, step):
+    def add(typing_context, a, b):
         def codegen(context, builder, signature, arguments):
-            value, address, step = arguments
-            places = [builder.add(address, builder.mul(step, WORD(i))) for i in range(count)]
-            loaded = [lanes_of(builder, element, read_words(builder, element, place, 1))[0] for place in places]
-            total = Value(builder, kind, value)
-            for its in loaded:
-                total = total + Value(builder, kind, its)
-            return total.value
+            a, b = (Value(builder, kind, value) for value in arguments)
+            return (a + b).value
 
-        return number(number, types.int64, types.int64), codegen
+        return number(number, number), codegen
 
     return add
 
@@ -151,24 +148,29 @@ def _put_converted(source: str, target: str):
 
 def _totals(source: str, target: str):
     """(columns, blocks, sums, result)"""
-    SIZE, RESULT_SIZE, ZERO = size_of(ELEMENTS[source]), size_of(ELEMENTS[target]), _number(source)
-    add_step, add_one, put = _add_sums(source, STEP), _add_sums(source, 1), _put_converted(source, target)
+    SIZE, RESULT_SIZE, NUMBER = size_of(ELEMENTS[source]), size_of(ELEMENTS[target]), _number(source)
+    take, add, put = load(source), _adding(source), _put_converted(source, target)
 
     def totals(columns, blocks, sums, result):
-        column = cuda.blockIdx.x * types.int64(THREADS) + cuda.threadIdx.x
-        if column < columns:
-            step = columns * SIZE
-            address = sums + column * SIZE
-            total = ZERO(0)
-            block = types.int64(0)
-            while block + STEP <= blocks:
-                total = add_step(total, address, step)
-                address += STEP * step
-                block += STEP
-            while block < blocks:
-                total = add_one(total, address, step)
-                address += step
-                block += 1
+        fetched = cuda.shared.array(FETCHED, NUMBER)
+        column = types.int64(cuda.blockIdx.x)
+        total = NUMBER(0)
+        first = types.int64(0)
+        while first < blocks:
+            count = min(blocks - first, types.int64(FETCHED))
+            i = types.int64(cuda.threadIdx.x)
+            while i < count:
+                fetched[i] = take(sums + ((first + i) * columns + column) * SIZE)
+                i += THREADS
+            cuda.syncthreads()
+            if cuda.threadIdx.x == 0:
+                i = types.int64(0)
+                while i < count:
+                    total = add(total, fetched[i])
+                    i += 1
+            cuda.syncthreads()
+            first += FETCHED
+        if cuda.threadIdx.x == 0:
             put(result + column * RESULT_SIZE, total)
 
     return totals
