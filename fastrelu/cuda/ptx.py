@@ -141,18 +141,24 @@ def emit_wgmma_begin(builder: Any) -> None:
     _assembly(builder, _VOID, (), "wgmma.fence.sync.aligned;", "~{memory}")
 
 
-def emit_wgmma(builder: Any, kind: str, sums: list[Any], a: list[Any], b: Any) -> list[Any]:
-    """Begin to add a @ b of a warpgroup; a is in registers, b in shared memory, where a descriptor says."""
+def emit_wgmma(
+    builder: Any, kind: str, sums: list[Any], a: list[Any], b: Any, contiguous_rows: tuple[bool, ...] = ()
+) -> list[Any]:
+    """Begin to add a @ b of a warpgroup; a is four words in registers, or like b a descriptor of shared memory.
+
+    Halves in shared memory may have contiguous rows instead of contiguous terms.
+    """
     count = len(sums)
     shape = f"m64n{2 * count}k{SHAPES[kind]}"
     numbers = ",".join(f"${i}" for i in range(count))
-    words = ",".join(f"${2 * count + i}" for i in range(4))
-    product = (
-        f"wgmma.mma_async.sync.aligned.{shape}.f32.{kind}.{kind} {{{numbers}}}, {{{words}}}, ${2 * count + 4}, added, 1, 1"
-    )
+    left = f"${2 * count}" if len(a) == 1 else "{" + ",".join(f"${2 * count + i}" for i in range(len(a))) + "}"
+    flags = "".join(f", {rows:d}" for rows in contiguous_rows)
+    operands = f"{{{numbers}}}, {left}, ${2 * count + len(a)}, added, 1, 1{flags}"
+    product = f"wgmma.mma_async.sync.aligned.{shape}.f32.{kind}.{kind} {operands}"
     # Whether sums are added to is not a number but a predicate.
-    text = f"{{ .reg .pred added; setp.eq.u32 added, 0, 0; {product}{', 0' * (kind != 'tf32')}; }}"
-    constraints = ",".join(["=f"] * count + [str(i) for i in range(count)] + ["r"] * 4 + ["l"])
+    text = f"{{ .reg .pred added; setp.eq.u32 added, 0, 0; {product}; }}"
+    letters = ["l"] if len(a) == 1 else ["r"] * len(a)
+    constraints = ",".join(["=f"] * count + [str(i) for i in range(count)] + letters + ["l"])
     result = _assembly(builder, ir.LiteralStructType([_FLOAT] * count), (*sums, *a, b), text, constraints)
     return [builder.extract_value(result, i) for i in range(count)]
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fastrelu.cuda import elementwise, launch
 from fastrelu.cuda.arrays import DeviceArray, Work
 from fastrelu.cuda.conversion import bits_of
-from fastrelu.cuda.kernels import tensor_cores, warpgroups
+from fastrelu.cuda.kernels import tensor_cores, warpgroup_halves, warpgroups
 from fastrelu.cuda.kernels.linear import Result, add_blocks
 from fastrelu.cuda.kernels.tensor_tiles import THREADS, Layer
 from fastrelu.cuda.launch import Kernel
@@ -43,7 +43,6 @@ _WARPGROUPS = (9, 0)
 _MUCH_SHARED_MEMORY = ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3))
 """Those with more than 99 KiB of shared memory for a block."""
 _KINDS = {"float32": "tf32", "float16": "f16", "bfloat16": "bf16"}
-_WAYS = {("float32", "high"): "split", ("float32", "medium"): "fast"}
 _TILE = 128
 _LEAST_TERMS = 1024
 """Terms that are worth a launch of their own, which adds up what several blocks have summed of an element."""
@@ -109,11 +108,13 @@ def run(
         w = made
     a, a_major, _a_copy = _operand(work, x, m, k, size)
     b, b_major, _b_copy = _operand(work, w.T, n, k, size)
-    tiles = -(-m // _TILE) * -(-n // _TILE)
+    way = _way(dtype, work.precision)
+    described = capability == _WARPGROUPS and size == 2
+    tiles = -(-m // _TILE) * -(-n // (warpgroup_halves.columns_of(way) if described else _TILE))
     parts, terms = _parts(tiles, k, device.processors(work.device))
     in_parts = parts > 1 or result.adds
     kernel = _kernel(
-        dtype, work.precision, a_major, b_major, result.formula, bool(bias.pointer), bool(alphas.pointer), in_parts, capability
+        dtype, way, a_major, b_major, result.formula, bool(bias.pointer), bool(alphas.pointer), in_parts, capability
     )
     slabs, delivery, slab, row = None, (y.pointer, y.row, y.column), 0, 0
     if in_parts:
@@ -179,6 +180,13 @@ def _applied(work: Work, gradient: Gradient, dy: Matrix, shape: tuple[int, int],
     return dz
 
 
+def _way(dtype: str, precision: str) -> str:
+    """How the kernels calculate it."""
+    if dtype == "float32" and precision == "high":
+        return "split"
+    return "careful" if precision == "high" else "fast"
+
+
 def _parameters(formula: str) -> int:
     """How many parameters a formula has."""
     return int(getattr(formulas, formula).__code__.co_argcount)
@@ -199,7 +207,7 @@ def _parts(tiles: int, terms: int, processors: int) -> tuple[int, int]:
 @cache
 def _kernel(
     dtype: str,
-    precision: str,
+    way: str,
     a_major: str,
     b_major: str,
     formula: str,
@@ -209,12 +217,14 @@ def _kernel(
     capability: tuple[int, int],
 ) -> Kernel:
     kind = _KINDS[dtype]
-    way = _WAYS.get((dtype, precision), "careful" if precision == "high" else "fast")
     has_alpha = bool(formula) and _parameters(formula) == 2
     whole = Layer(dtype, formula, has_bias, has_alpha, has_alphas)
     layer = Layer(dtype, has_bias=has_bias, is_part=True) if is_part else whole
     if capability == _WARPGROUPS and kind == "tf32":
         function, shared = warpgroups.product(way, a_major, b_major, layer), warpgroups.shared_bytes(a_major, b_major)
+    elif capability == _WARPGROUPS:
+        function = warpgroup_halves.product(kind, way, a_major, b_major, layer)
+        shared = warpgroup_halves.shared_bytes(way)
     else:
         stages = 3 if capability in _MUCH_SHARED_MEMORY else 2
         function = tensor_cores.product(kind, way, a_major, b_major, layer, stages)

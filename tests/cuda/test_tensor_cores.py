@@ -93,10 +93,10 @@ def test_every_edge_of_a_tile(gpu, precision):
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [("float16", "high"), ("bfloat16", "medium")])
-def test_edges_of_halves(ampere, dtype, precision):
-    for m, k, n in [(1, 1, 1), (17, 65, 131), (130, 127, 8)]:
+def test_edges_of_halves(gpu, dtype, precision):
+    for m, k, n in [(1, 1, 1), (17, 65, 261), (130, 127, 8)]:
         x, w, b = problem(m, k, n, dtype)
-        assert_near(run(ampere, *laid_out(x, w, precision), b, precision), x, w, b, precision)
+        assert_near(run(gpu, *laid_out(x, w, precision), b, precision), x, w, b, precision)
 
 
 def test_operands_that_have_to_be_copied(gpu):
@@ -144,6 +144,30 @@ def test_terms_that_several_blocks_share(ampere):
     y = run(ampere, x, w, b, "high", "linear_relu")
     exact = np.maximum(x.astype(np.float64) @ w + b, 0)
     assert np.max(np.abs(y - exact) / (np.abs(x).astype(np.float64) @ np.abs(w) + np.abs(b))) < 2 * UNIT
+
+
+# Backward.
+
+
+def test_gradients(gpu):
+    x, w, b = problem(37, 20, 44)
+    y = fastrelu.linear_relu(x, w, b)
+    dy = normal("float32", 37, 44, seed=1)
+    dx, dw, db = fastrelu.linear_relu_backward(*map(gpu.array, (dy, y, x, w)), precision="high")
+    dz = np.where(y > 0, dy, 0)
+    assert error(dx.copy_to_host(), dz, w.T, 0) < BOUNDS["float32", "high"]
+    assert error(dw.copy_to_host(), x.T, dz, 0) < BOUNDS["float32", "high"]
+    assert_array_equal(db.copy_to_host(), fastrelu.linear_relu_backward(dy, y, x, w)[2])
+
+
+def test_gradients_that_are_added(ampere):
+    x, w, b = problem(12, 20, 28)
+    y = fastrelu.linear_leaky_relu(x, w, b, 0.25)
+    dy, before = normal("float32", 12, 28, seed=1), normal("float32", 20, 28, seed=2)
+    dw = ampere.array(before)
+    given = map(ampere.array, (dy, y, x, w))
+    fastrelu.linear_leaky_relu_backward(*given, 0.25, out=(None, dw, None), wanted=["dw"], accumulate=["dw"], precision="high")
+    assert error(dw.host, x.T, np.where(y > 0, dy, np.float32(0.25) * dy), before) < BOUNDS["float32", "high"]
 
 
 # Special values.
@@ -194,10 +218,11 @@ def test_unknown_precision(gpu):
 # What a GPU would make of it.
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("precision", ["high", "medium"])
-def test_shared_memory_is_accessed_without_conflicts(gpu, precision):
+def test_shared_memory_is_accessed_without_conflicts(gpu, dtype, precision):
     gpu.measure = True
-    x, w, b = problem(132, 68, 132)
+    x, w, b = problem(136, 72, 136, dtype)
     run(gpu, *laid_out(x, w, precision), b, precision)
     (statistics,) = gpu.launches
     assert statistics.wavefronts["load"] > 1000
@@ -211,12 +236,14 @@ MACHINE_CODE = [
     ("bfloat16", "medium", "rows", "terms", AMPERE),
     ("float32", "high", "terms", "rows", HOPPER),
     ("float32", "medium", "rows", "terms", HOPPER),
+    ("float16", "high", "terms", "rows", HOPPER),
+    ("bfloat16", "medium", "rows", "terms", HOPPER),
 ]
 
 
-@pytest.mark.parametrize(("dtype", "precision", "x", "w", "capability"), MACHINE_CODE, ids=lambda value: str(value))
+@pytest.mark.parametrize(("dtype", "precision", "x", "w", "capability"), MACHINE_CODE, ids=str)
 def test_machine_code(dtype, precision, x, w, capability):
-    kernel = tensor_cores._kernel(dtype, precision, x, w, "", True, False, False, capability)
+    kernel = tensor_cores._kernel(dtype, tensor_cores._way(dtype, precision), x, w, "", True, False, False, capability)
     target = (9, 0, "a") if capability == HOPPER else capability
     ptx, _ = kernel.ptx(target)
     code = assemble(ptx, target)

@@ -156,16 +156,18 @@ def load_words(offsets: list[int]) -> Any:
     return load
 
 
-def store_sums(rows: int, columns: int, pitch: int) -> Any:
+def store_sums(rows: int, columns: int, pitch: int, first: int = 0, count: int = 0) -> Any:
     """The function (address of the thread's first sum, sums) that writes a warp's tile to shared memory, by rows."""
-    sums = types.UniTuple(types.float32, rows * columns * 4)
+    length = rows * columns * 4
+    sums = types.UniTuple(types.float32, count or length)
     pair = ir.VectorType(_FLOAT, 2)
 
     @intrinsic
     def store(typing_context, address, tile):
         def codegen(context, builder, signature, arguments):
-            pointer, values = _shared_pointer(builder, arguments[0]), _unpacked(builder, arguments[1])
-            for at in range(0, len(values), 2):
+            pointer = _shared_pointer(builder, arguments[0])
+            values = _unpacked(builder, arguments[1])[first : first + length]
+            for at in range(0, length, 2):
                 product, half = divmod(at // 2, 2)
                 i, j = divmod(product, columns)
                 place = builder.gep(pointer, [ir.Constant(_WORD, (16 * i + 8 * half) * pitch + 32 * j)])
@@ -332,6 +334,34 @@ def begin_products(columns: int, instructions: int, products: tuple[tuple[int, i
             return _packed(builder, values)
 
         return sums(sums, words, words, types.int64, types.int64), codegen
+
+    return begin
+
+
+def begin_described(kind: str, columns: int, instructions: int, a_rows: bool, b_rows: bool) -> Any:
+    """The function (sums, descriptor of a, descriptor of b) by which a warpgroup begins ``sums + a @ b``.
+
+    Either operand is in shared memory and may have contiguous rows, or else contiguous terms.
+    """
+    sums = types.UniTuple(types.float32, columns // 2)
+    # To the next 16 terms there are 32 bytes of a row, or 16 rows of 128 bytes; descriptors count by 16 bytes.
+    a_step, b_step = (128 if rows else 2 for rows in (a_rows, b_rows))
+
+    @intrinsic
+    def begin(typing_context, tile, a_descriptor, b_descriptor):
+        def codegen(context, builder, signature, arguments):
+            values = _unpacked(builder, arguments[0])
+            ptx.emit_wgmma_begin(builder)
+            for g in range(instructions):
+                a, b = (
+                    builder.add(descriptor, ir.Constant(_ADDRESS, step * g))
+                    for descriptor, step in zip(arguments[1:], (a_step, b_step), strict=True)
+                )
+                values = ptx.emit_wgmma(builder, kind, values, [a], b, (a_rows, b_rows))
+            ptx.emit_wgmma_commit(builder)
+            return _packed(builder, values)
+
+        return sums(sums, types.int64, types.int64), codegen
 
     return begin
 

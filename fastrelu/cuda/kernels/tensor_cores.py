@@ -20,6 +20,7 @@ from typing import Any
 from fastrelu.cuda.kernels import fragments
 from fastrelu.cuda.kernels.tensor_tiles import (
     BM,
+    BN,
     K_MAJOR,
     PITCH,
     ROW_BYTES,
@@ -108,7 +109,7 @@ def product(kind: str, way: str, a_major: str, b_major: str, layer: Layer, stage
         thread = types.int64(cuda.threadIdx.x)
         lane = thread & 31
         warp = thread >> 5
-        i0, j0 = block_tile(types.int64(cuda.blockIdx.x), m, n)
+        i0, j0 = block_tile(types.int64(cuda.blockIdx.x), m, n, BN)
         part = types.int64(cuda.blockIdx.y)
         a += part * terms * (SIZE if A_BY_ROWS else a_step)
         b += part * terms * (SIZE if B_BY_ROWS else b_step)

@@ -72,37 +72,42 @@ def is_nan(v):
 
 
 @device_function
-def block_tile(block, m, n):
-    """The first row and column of a block: the blocks go down `RASTER` rows before they go on to the next column."""
+def block_tile(block, m, n, width):
+    """The first row and column of a block, `width` columns wide: blocks go down `RASTER` rows, then to the next column."""
     rows = (m + (BM - 1)) // BM
-    columns = (n + (BN - 1)) // BN
+    columns = (n + (width - 1)) // width
     group = block // (RASTER * columns)
     left = block - group * (RASTER * columns)
     height = min(rows - group * RASTER, RASTER)
     column = left // height
-    return (group * RASTER + left - column * height) * BM, column * BN
+    return (group * RASTER + left - column * height) * BM, column * width
 
 
-def copies(major: str, size: int) -> Any:
+def copies(major: str, size: int, lines: int = BM, for_descriptors: bool = False) -> Any:
     """The function (place, base, step, row, rows, term, terms, thread) by which a block starts to copy an operand's tile.
 
-    The tile begins at a row and a term of the operand at `base`, which has `rows` and `terms` of them.
+    The tile begins at a row and a term of the operand at `base`, which has `rows` and `terms` of them. It has `lines` rows. If
+    they are contiguous and descriptors tell wgmma where they are, 128 bytes of rows of each term follow each other, then come
+    the next 128 bytes of rows; pieces are swapped as where terms are contiguous.
     """
-    SIZE, PITCH_ = size, pitch_of(major, size)
-    BY_ROWS = major == K_MAJOR
-    WIDTH = ROW_BYTES if BY_ROWS else BM * size
+    BY_ROWS, SWAPPED = major == K_MAJOR, major == K_MAJOR or for_descriptors
+    SIZE, PITCH_ = size, ROW_BYTES if SWAPPED else pitch_of(major, size)
+    WIDTH = ROW_BYTES if BY_ROWS else lines * size
     PIECES = WIDTH // 16
     AT_ONCE = THREADS // PIECES
-    PASSES = BM * ROW_BYTES // 16 // THREADS
+    PASSES = lines * ROW_BYTES // 16 // THREADS
+    GROUP = ROW_BYTES // size * ROW_BYTES
 
     @device_function
     def start(place, base, step, row, rows, term, terms, thread):
         line, piece = thread // PIECES, thread % PIECES
         if BY_ROWS:
             first, lines, inner, inners = row + line, rows, term, terms
-            place += line * PITCH_ + ((piece ^ (line & 7)) << 4)
         else:
             first, lines, inner, inners = term + line, terms, row, rows
+        if SWAPPED:
+            place += (piece >> 3) * GROUP + line * PITCH_ + (((piece & 7) ^ (line & 7)) << 4)
+        else:
             place += line * PITCH_ + (piece << 4)
         nbytes = min(max((inners - inner) * SIZE - piece * 16, 0), 16)
         source = base + first * step + inner * SIZE + piece * 16

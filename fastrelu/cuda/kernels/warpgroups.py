@@ -107,7 +107,7 @@ def product(way: str, a_major: str, b_major: str, layer: Layer) -> Any:
     def kernel(a, a_step, b, b_step, bias, bias_step, alpha, alphas, alphas_step, y, y_row, y_step, part_step, terms, m, n, k):
         thread = types.int64(cuda.threadIdx.x)
         lane = thread & 31
-        i0, j0 = block_tile(types.int64(cuda.blockIdx.x), m, n)
+        i0, j0 = block_tile(types.int64(cuda.blockIdx.x), m, n, BN)
         part = types.int64(cuda.blockIdx.y)
         a += part * terms * (4 if A_BY_ROWS else a_step)
         b += part * terms * (4 if B_BY_ROWS else b_step)
