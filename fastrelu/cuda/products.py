@@ -7,7 +7,7 @@ their sums, which have to be added in their order, wait in memory, and a second 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from fastrelu.cuda import launch, tensor_cores
@@ -24,6 +24,8 @@ MOST = (1 << 31) - 1
 _SHARED_MEMORY = {(7, 5): 64, (8, 0): 164, (8, 6): 100, (8, 7): 164, (8, 9): 100, (9, 0): 228, (10, 0): 228, (10, 3): 228}
 """KiB of shared memory of a multiprocessor, by compute capability (CUDA C++ programming guide, technical specifications)."""
 _LEAST_SHARED_MEMORY = 100
+_ROOM_FOR_Y = 200 << 10
+"""With less of it, y is not staged there: only one block of threads would be left."""
 _RESERVED = 1 << 10
 """Bytes of it that the system takes for each block."""
 _ASYNCHRONOUS = (8, 0)
@@ -164,6 +166,9 @@ def _run(
     driver = launch.active()
     capability = driver.capability(work.device)
     x_kind, w_kind = kind_of(x, m, dtype, x_gradient, "terms"), kind_of(w.T, n, dtype, w_gradient, "rows")
+    if _room(capability) < _ROOM_FOR_Y:
+        x_kind, w_kind = replace(x_kind, staged=False), replace(w_kind, staged=False)
+        x_kind, w_kind = (replace(kind, wide=kind.wide and not kind.derivative) for kind in (x_kind, w_kind))
     block, per_part = plan(sizes, x_kind, w_kind, dtype, capability, driver.processors(work.device))
     blocks = max(-(-k // KC), 1)
     parts = -(-blocks // per_part)
@@ -229,7 +234,8 @@ def sum_rows(
     if n == 0:
         return
     dtype = sums_of(result.dtype)
-    kernel = column_sums(kind_of(x, m, dtype, gradient, "terms"), result)
+    kind = replace(kind_of(x, m, dtype, gradient, "terms"), terms_first=True, wide=False, staged=False)
+    kernel = column_sums(kind, result)
     blocks = max(-(-m // KC), 1)
     row = -(-n * ITEMSIZES[dtype] // PACKET) * PACKET
     slabs = work.scratch(blocks * row)
@@ -246,13 +252,20 @@ def kind_of(operand: Matrix, rows: int, dtype: str, gradient: Gradient | None, c
     size = ITEMSIZES[operand.dtype]
     row, step = abs(operand.row), abs(operand.column)
     terms_first = (rows == 1 or step <= row) and not (operand.row == size and rows > 1)
-    derivative, of = "", ""
+    derivative, of, staged, together = "", "", False, [operand]
     if gradient is not None:
-        derivative = gradient.formula
-        of = f"bits along {columns}" if gradient.y.dtype == "bits" else gradient.y.dtype
-    aligned = operand.pointer % PACKET == 0 and operand.column % PACKET == 0 and rows % (PACKET // size) == 0
-    wide = operand.row == size and not terms_first and operand.dtype == dtype and not derivative and aligned
-    return Operand(operand.dtype, terms_first, wide, derivative, of)
+        derivative, y = gradient.formula, gradient.y if columns == "terms" else gradient.y.T
+        of = f"bits along {columns}" if y.dtype == "bits" else y.dtype
+        staged = operand.dtype == y.dtype == dtype
+        together.append(y)
+    wide = not terms_first and operand.dtype == dtype and (staged or not derivative) and rows % (PACKET // size) == 0
+    wide = wide and all(a.row == size and a.pointer % PACKET == 0 and a.column % PACKET == 0 for a in together)
+    return Operand(operand.dtype, terms_first, wide, derivative, of, staged)
+
+
+def _room(capability: tuple[int, int]) -> int:
+    """Bytes of shared memory of a multiprocessor."""
+    return _SHARED_MEMORY.get(capability, _LEAST_SHARED_MEMORY) << 10
 
 
 @lru_cache(maxsize=4096)
@@ -268,7 +281,7 @@ def plan(
     blocks = max(-(-k // KC), 1)
     size = ITEMSIZES[dtype]
     best, least = None, float("inf")
-    room = _SHARED_MEMORY.get(capability, _LEAST_SHARED_MEMORY) << 10
+    room = _room(capability)
     for (rows, columns), (thread_rows, thread_columns), most, share in _TILES[dtype]:
         for resident in (most, 1):
             fitting = [BlockTile(rows, columns, terms, thread_rows, thread_columns, resident) for terms in _BLOCK_TERMS]

@@ -51,16 +51,6 @@ def check(device, name, *operands, message="", **keywords):
     assert_bits(function(*sent(device, *operands), **keywords), function(*operands, **keywords), message)
 
 
-@pytest.fixture
-def planned(monkeypatch):
-    """Makes every product use a block tile, and so many blocks of terms for each block of threads."""
-
-    def force(tile, per_part=1 << 20):
-        monkeypatch.setattr(products, "plan", lambda sizes, *_: (tile, min(per_part, max(-(-sizes[1] // 256), 1))))
-
-    return force
-
-
 # Sizes.
 
 

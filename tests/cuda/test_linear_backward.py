@@ -6,18 +6,11 @@ import numpy as np
 import pytest
 
 import fastrelu
-from fastrelu.cuda.kernels.linear import BlockTile, Operand, Result, product
+from fastrelu.cuda import launch
+from fastrelu.cuda.kernels.linear import Operand, Result, product
+from tests.cuda.emulator import EmulatedDriver
 from tests.cuda.machine_code import assemble
-from tests.cuda.test_linear import (  # noqa: F401  (a fixture)
-    BY_TERMS,
-    LARGE,
-    SMALL,
-    WIDE,
-    assert_bits,
-    normal,
-    planned,
-    sent,
-)
+from tests.cuda.test_linear import BY_TERMS, LARGE, SMALL, WIDE, assert_bits, normal, sent
 
 RELU = "linear_relu_backward"
 GRADIENTS = ("dx", "dw", "db")
@@ -55,10 +48,25 @@ def test_every_edge_of_small_tiles(device, planned, size):
             check(device, RELU, *problem(*shape), message=shape)
 
 
-def test_edges_of_large_tiles(device, planned):
+@pytest.fixture
+def hopper(monkeypatch):
+    """A device that has room for y beside dy in shared memory."""
+    monkeypatch.setattr(launch, "driver", EmulatedDriver((9, 0)))
+    return launch.driver
+
+
+def test_edges_of_large_tiles(hopper, planned):
     planned(LARGE)
     for shape in [(130, 35, 132), (17, 129, 4)]:
-        check(device, RELU, *problem(*shape), message=shape)
+        check(hopper, RELU, *problem(*shape), message=shape)
+
+
+@pytest.mark.parametrize("n", [4, 31, 64])
+def test_y_beside_dy_in_shared_memory(hopper, planned, n):
+    planned(SMALL)
+    for m, k in [(1, 5), (33, 17), (259, 2)]:
+        check(hopper, RELU, *problem(m, k, n), message=(m, k))
+        check(hopper, RELU, *map(np.asfortranarray, problem(m, k, n)), message=(m, k, "F"))
 
 
 @pytest.mark.parametrize("m", [0, 1, 255, 256, 257, 513])
@@ -84,7 +92,9 @@ def test_more_blocks_of_rows_than_are_read_at_a_time(device, planned):
     check(device, "linear_backward", *problem(256 * 18 + 3, 1, 4)[::2], normal("float32", 1, 4), wanted=("dw", "db"))
 
 
-@pytest.mark.parametrize("name", ["linear", "linear_leaky_relu", "linear_elu", "linear_sigmoid", "linear_tanh", "linear_softplus"])
+@pytest.mark.parametrize(
+    "name", ["linear", "linear_leaky_relu", "linear_elu", "linear_sigmoid", "linear_tanh", "linear_softplus"]
+)
 def test_derivatives(device, planned, name):
     planned(SMALL)
     dy, y, x, w = problem(5, 9, 12)
@@ -212,19 +222,26 @@ def test_shapes_that_do_not_fit(device):
         fastrelu.linear_relu_backward(dy, y, x, w, axes=[])
 
 
-@pytest.mark.parametrize("kind", ["dx", "dw", "dx of bits", "dw of bits"])
+STAGED = {"of": "float32", "staged": True}
+GRADIENT_KINDS = {
+    "dx": (Operand("float32", True, False, "relu_backward", **STAGED), BY_TERMS, 0.8),
+    "dw": (WIDE, Operand("float32", False, True, "relu_backward", **STAGED), 0.84),
+    "dx of bits": (Operand("float32", True, False, "relu_backward", "bits along terms"), BY_TERMS, 0.77),
+    "dw of bits": (WIDE, Operand("float32", False, False, "relu_backward", "bits along rows"), 0.79),
+}
+
+
+@pytest.mark.parametrize("kind", GRADIENT_KINDS)
 def test_machine_code(kind):
-    of = {"dx": "float32", "dw": "float32", "dx of bits": "bits along terms", "dw of bits": "bits along rows"}[kind]
-    dz = Operand("float32", kind.startswith("dx"), False, "relu_backward", of)
-    x, w = (dz, BY_TERMS) if kind.startswith("dx") else (WIDE, dz)
-    for target, terms in [((9, 0, "a"), 16)]:
-        ptx, _ = product(BlockTile(128, 128, terms, 8, 8, 2), x, w, "", Result("float32"), False).ptx(target)
-        code = assemble(ptx, target)
-        assert code.registers <= 128
-        assert code.spilled == 0
-        assert code.count("LDL", "STL") == 0
-        assert ".f64" not in ptx
-        assert code.main_loop("FFMA").share("FFMA") >= 0.77
+    x, w, share = GRADIENT_KINDS[kind]
+    target = (9, 0, "a")
+    ptx, _ = product(LARGE, x, w, "", Result("float32"), False).ptx(target)
+    code = assemble(ptx, target)
+    assert code.registers <= 128
+    assert code.spilled == 0
+    assert code.count("LDL", "STL") == 0
+    assert ".f64" not in ptx
+    assert code.main_loop("FFMA").share("FFMA") >= share
 
 
 def test_gradient_of_a_sum_repeats_its_rows(device, planned):

@@ -90,6 +90,9 @@ class Operand:
         The formula of dz, if the operand is dz: what is read is dy then. "" otherwise.
     of : str
         The element type of y; "bits along terms" or "bits along rows" for bits of y > 0.
+    staged : bool
+        Whether y, which then has the layout and the type of dy, is copied to shared memory as well, so that no thread waits for
+        memory to make dz.
     """
 
     dtype: str
@@ -97,6 +100,7 @@ class Operand:
     wide: bool = False
     derivative: str = ""
     of: str = ""
+    staged: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,29 +183,32 @@ def reading(operand: Operand, dtype: str, common: str) -> Any:
     return device_function(lambda address, y, bit, alpha: derivative(widened(read(address)), widened_y(read_y(y)), alpha))
 
 
-def _moving(operand: Operand, dtype: str, common: str, asynchronous: bool) -> Any:
-    """The function that moves a number to shared memory, or several.
+@dataclass(frozen=True)
+class Copy:
+    """How a block of threads copies an operand's part of a block tile.
 
-    Its arguments are the place; i and n, unless i < n nothing is read; and those of `reading`.
+    Attributes
+    ----------
+    near : int
+        Threads that copy neighbours: terms or rows.
+    row_of, term_of : int
+        What a thread's number among those, and the number of those before it, are multiplied by: see `product`.
+    tile : function
+        Copies; its arguments are the place and the address where the thread begins; the bytes from a row and from a term to the
+        next; the rows and terms that follow there; and of dz the row and the term where the thread begins, the address of y
+        and its steps, the place of y, and alpha.
+    settle : function or None
+        Makes dz of the dy and y that this thread has copied, at two places, with alpha.
     """
-    SIZE = size_of(ELEMENTS[dtype])
-    if operand.dtype == dtype and not operand.derivative and asynchronous:
-        copy = copy_async_below(PACKET if operand.wide else SIZE)
-        return device_function(lambda place, i, n, address, y, bit, alpha: copy(place, address, i, n))
-    number, read, put = number_of(ELEMENTS[dtype]), reading(operand, dtype, common), store(dtype, space=SHARED)
 
-    @device_function
-    def move(place, i, n, address, y, bit, alpha):
-        value = number(0)
-        if is_below(i, n):
-            value = read(address, y, bit, alpha)
-        put(place, value)
-
-    return move
+    near: int
+    wide: int
+    tile: Any
+    settle: Any
 
 
-def copying(operand: Operand, extent: int, pitch: int, block: BlockTile, dtype: str, common: str, asynchronous: bool) -> Any:
-    """The functions that say where a thread starts to copy, and that copy an operand's part of a block tile.
+def copying(operand: Operand, extent: int, pitch: int, block: BlockTile, dtype: str, common: str, asynchronous: bool) -> Copy:
+    """How to copy an operand.
 
     Parameters
     ----------
@@ -217,49 +224,62 @@ def copying(operand: Operand, extent: int, pitch: int, block: BlockTile, dtype: 
         Whether the device copies to shared memory by itself.
     """
     SIZE = size_of(ELEMENTS[dtype])
-    move, HAS_Y = _moving(operand, dtype, common, asynchronous), bool(operand.derivative)
     WIDE = PACKET // SIZE if operand.wide else 1
-    ALONG_TERMS, ALONG_ROWS = (operand.of == f"bits along {what}" for what in ("terms", "rows"))
-    TERMS_FIRST, TERM = operand.terms_first, pitch * SIZE
-    # The threads across the terms or rows that are neighbours; how far their next copies are from there, and how many follow.
-    ACROSS = TERMS if TERMS_FIRST else extent // WIDE
-    ROWS = block.threads // ACROSS if TERMS_FIRST else extent
-    STEPS = TERMS if TERMS_FIRST else block.threads // ACROSS
+    TERM = pitch * SIZE
+    # How far a thread's next copies are from its first one, along rows and terms, and how many there are.
+    near = TERMS if operand.terms_first else extent // WIDE
+    ROWS = block.threads // near if operand.terms_first else extent
+    STEPS = TERMS if operand.terms_first else block.threads // near
     DOWN, ALONG = extent // ROWS, block.BK // STEPS
+    DOWN_PLACE, ALONG_PLACE = ROWS * SIZE, STEPS * TERM
+    number = number_of(ELEMENTS[dtype])
+    if asynchronous and operand.dtype == dtype and (operand.staged or not operand.derivative):
+        copy, STAGED = copy_async_below(WIDE * SIZE), operand.staged
+
+        @device_function
+        def copy_tile(place, source, row, step, rows, terms, i, p, y, y_row, y_step, y_place, alpha):
+            for h in range(ALONG):
+                given = rows if is_below(h * STEPS, terms) else int32(0)
+                address, at = source + h * STEPS * step, y + i * y_row + (p + h * STEPS) * y_step
+                for v in range(DOWN):
+                    copy(place + h * ALONG_PLACE + v * DOWN_PLACE, address, v * ROWS, given)
+                    address += ROWS * row
+                    if STAGED:
+                        copy(y_place + h * ALONG_PLACE + v * DOWN_PLACE, at, v * ROWS, given)
+                        at += ROWS * y_row
+
+        read, put = load(dtype, WIDE, SHARED), store(dtype, WIDE, SHARED)
+        derivative = _formula(operand.derivative, dtype, 2)
+
+        @device_function
+        def settle(place, y_place, alpha):
+            for h in range(ALONG):
+                for v in range(DOWN):
+                    to = place + h * ALONG_PLACE + v * DOWN_PLACE
+                    put(to, derivative(read(to), read(y_place + h * ALONG_PLACE + v * DOWN_PLACE), alpha))
+
+        return Copy(near, WIDE, copy_tile, settle if STAGED else None)
+    read, put = reading(operand, dtype, common), store(dtype, space=SHARED)
+    ALONG_TERMS, ALONG_ROWS = (operand.of == f"bits along {what}" for what in ("terms", "rows"))
 
     @device_function
-    def where(thread):
-        """The first row and term that a thread copies."""
-        near, far = thread % ACROSS, thread // ACROSS
-        return (far, near) if TERMS_FIRST else (near * WIDE, far)
-
-    @device_function
-    def begin(source, row, step, first, term, thread):
-        r, p = where(thread)
-        return source + (first + r) * row + (term + p) * step
-
-    @device_function
-    def copy_tile(place, source, row, step, first, rows, term, terms, thread, y, y_row, y_step, alpha):
-        r, p = where(thread)
-        place += p * TERM + r * SIZE
-        rows = int32(rows - r)
+    def read_tile(place, source, row, step, rows, terms, i, p, y, y_row, y_step, y_place, alpha):
         for h in range(ALONG):
-            given = rows if is_below(p + h * STEPS, terms) else int32(0)
-            address = source + h * STEPS * step
+            given = rows if is_below(h * STEPS, terms) else int32(0)
+            address, j = source + h * STEPS * step, p + h * STEPS
             for v in range(DOWN):
-                at, bit = y, 0
-                if HAS_Y:
-                    i, j = first + r + v * ROWS, term + p + h * STEPS
-                    if ALONG_TERMS:
-                        at, bit = y + i * y_row + (j >> 3) * y_step, j & 7
-                    elif ALONG_ROWS:
-                        at, bit = y + (i >> 3) * y_row + j * y_step, i & 7
-                    else:
-                        at = y + i * y_row + j * y_step
-                move(place + h * STEPS * TERM + v * ROWS * SIZE, v * ROWS, given, address, at, bit, alpha)
+                at, bit = y + (i + v * ROWS) * y_row + j * y_step, 0
+                if ALONG_TERMS:
+                    at, bit = y + (i + v * ROWS) * y_row + (j >> 3) * y_step, j & 7
+                if ALONG_ROWS:
+                    at, bit = y + (i + v * ROWS >> 3) * y_row + j * y_step, (i + v * ROWS) & 7
+                value = number(0)
+                if is_below(v * ROWS, given):
+                    value = read(address, at, bit, alpha)
+                put(place + h * ALONG_PLACE + v * DOWN_PLACE, value)
                 address += ROWS * row
 
-    return begin, copy_tile
+    return Copy(near, WIDE, read_tile, None)
 
 
 def pitch_of(operand: Operand, extent: int, dtype: str) -> int:
@@ -271,9 +291,10 @@ def pitch_of(operand: Operand, extent: int, dtype: str) -> int:
 
 
 def shared_bytes(block: BlockTile, x: Operand, w: Operand, dtype: str) -> int:
-    """The shared memory that the kernel needs: the totals, and two block tiles of the operands."""
-    pitches = pitch_of(x, block.BM, dtype) + pitch_of(w, block.BN, dtype)
-    return size_of(ELEMENTS[dtype]) * (block.BM * block.BN + 2 * block.BK * pitches)
+    """The shared memory that the kernel needs: the totals, two block tiles of the operands, and one of a staged y."""
+    x_pitch, w_pitch = pitch_of(x, block.BM, dtype), pitch_of(w, block.BN, dtype)
+    pitches = (2 + x.staged) * x_pitch + (2 + w.staged) * w_pitch
+    return size_of(ELEMENTS[dtype]) * (block.BM * block.BN + block.BK * pitches)
 
 
 def delivering(result: Result) -> Any:
@@ -356,8 +377,12 @@ def product(
     kind = tile.build(element, TM, TN, THREADS, BK, (X_PITCH, X_GAP), (W_PITCH, W_GAP))
     zeros, load_tile, store_tile, add_to = kind.zeros, kind.load, kind.store, kind.add_to
     multiply, multiply_term = kind.multiply, kind.multiply_term
-    x_begin, x_copy = copying(x_kind, BM, X_PITCH, block, dtype, common, asynchronous)
-    w_begin, w_copy = copying(w_kind, BN, W_PITCH, block, dtype, common, asynchronous)
+    x_copying = copying(x_kind, BM, X_PITCH, block, dtype, common, asynchronous)
+    w_copying = copying(w_kind, BN, W_PITCH, block, dtype, common, asynchronous)
+    x_copy, x_settle, X_NEAR, X_WIDE = x_copying.tile, x_copying.settle, x_copying.near, x_copying.wide
+    w_copy, w_settle, W_NEAR, W_WIDE = w_copying.tile, w_copying.settle, w_copying.near, w_copying.wide
+    X_BY_TERMS, W_BY_TERMS = x_kind.terms_first, w_kind.terms_first
+    X_SETTLES, W_SETTLES = x_settle is not None, w_settle is not None
     deliver = delivering(result)
     HAS_BIAS, IN_PARTS, ASYNCHRONOUS = bool(bias), in_parts, asynchronous
     read_bias, widened_bias = load(bias or dtype), cast((bias or dtype, common, dtype))
@@ -410,7 +435,6 @@ def product(
         if IN_PARTS:
             left = int32(min(left, blocks * KC))
         end = int32(term + left)
-        rows, columns = int32(m - first_row), int32(n - first_column)
         sums = shared_start() + thread * PACKET
         stages = shared_start() + STAGES
         x_place = stages + row * SIZE
@@ -419,24 +443,21 @@ def product(
         if HAS_ALPHA:
             parameter = widened_alpha(read_alpha(alphas))
 
-        x_next = x_begin(x, x_row, x_step, first_row, term, thread)
-        w_next = w_begin(w, w_column, w_step, first_column, term, thread)
-        x_copy(stages, x_next, x_row, x_step, first_row, rows, term, left, thread, dz_y, dz_row, dz_step, parameter)
-        w_copy(
-            stages + W_PART,
-            w_next,
-            w_column,
-            w_step,
-            first_column,
-            columns,
-            term,
-            left,
-            thread,
-            dz_y,
-            dz_row,
-            dz_step,
-            parameter,
-        )
+        # Where this thread copies: its row and term, how many follow, the first address, and the place.
+        near, far = thread % X_NEAR, thread // X_NEAR
+        x_i, x_p = (far, near) if X_BY_TERMS else (near * X_WIDE, far)
+        x_to = stages + x_p * X_TERM + x_i * SIZE
+        x_i = first_row + x_i
+        x_rows, x_next = int32(m - x_i), x + x_i * x_row + (term + x_p) * x_step
+        near, far = thread % W_NEAR, thread // W_NEAR
+        w_j, w_p = (far, near) if W_BY_TERMS else (near * W_WIDE, far)
+        w_to = stages + W_PART + w_p * W_TERM + w_j * SIZE
+        w_j = first_column + w_j
+        w_columns, w_next = int32(n - w_j), w + w_j * w_column + (term + w_p) * w_step
+        x_y, w_y = x_to + 2 * STAGE, w_to + 2 * STAGE - W_PART
+
+        x_copy(x_to, x_next, x_row, x_step, x_rows, left - x_p, x_i, term + x_p, dz_y, dz_row, dz_step, x_y, parameter)
+        w_copy(w_to, w_next, w_column, w_step, w_columns, left - w_p, w_j, term + w_p, dz_y, dz_row, dz_step, w_y, parameter)
         if ASYNCHRONOUS:
             commit_copies()
         x_next += BK * x_step
@@ -459,24 +480,42 @@ def product(
             for _ in range(TILES):
                 if ASYNCHRONOUS:
                     wait_for_copies()
+                if X_SETTLES:
+                    x_settle(x_to + stage, x_y, parameter)
+                if W_SETTLES:
+                    w_settle(w_to + stage, w_y, parameter)
                 cuda.syncthreads()
                 if left > BK:
-                    other, ahead = stages + (STAGE - stage), int32(left - BK)
-                    term = int32(end - ahead)
-                    x_copy(other, x_next, x_row, x_step, first_row, rows, term, ahead, thread, dz_y, dz_row, dz_step, parameter)
-                    w_copy(
-                        other + W_PART,
-                        w_next,
-                        w_column,
-                        w_step,
-                        first_column,
-                        columns,
-                        term,
-                        ahead,
-                        thread,
+                    other, ahead = STAGE - stage, int32(left - BK)
+                    p = int32(end - ahead)
+                    x_copy(
+                        x_to + other,
+                        x_next,
+                        x_row,
+                        x_step,
+                        x_rows,
+                        ahead - x_p,
+                        x_i,
+                        p + x_p,
                         dz_y,
                         dz_row,
                         dz_step,
+                        x_y,
+                        parameter,
+                    )
+                    w_copy(
+                        w_to + other,
+                        w_next,
+                        w_column,
+                        w_step,
+                        w_columns,
+                        ahead - w_p,
+                        w_j,
+                        p + w_p,
+                        dz_y,
+                        dz_row,
+                        dz_step,
+                        w_y,
                         parameter,
                     )
                     x_next += BK * x_step
