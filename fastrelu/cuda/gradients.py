@@ -65,7 +65,7 @@ def call(
     places = {f"out for {gradient}": array for gradient, array in outputs.items()}
     with Work(name, operands, places) as work:
         work.precision = precision
-        given = {o: work.arrays[o] for o in ("dy", "y", "x", "w") if o in work.arrays}
+        given: dict[str, DeviceArray] = {o: work.arrays[o] for o in ("dy", "y", "x", "w") if o in work.arrays}
         held = {g: work.arrays[f"out for {g}"] for g in wanted if f"out for {g}" in work.arrays}
         is_mask = name == "linear_relu_backward" and given["y"].dtype == "uint8"
         shapes = _check_shapes(name, work, given, held, is_mask)
@@ -106,20 +106,22 @@ class _Pass:
     def rows(self, given: dict[str, DeviceArray], targets: dict[str, DeviceArray]) -> None:
         """All leading axes are one batch, in their order."""
         work = self.work
-        matrices, late = {}, []
+        matrices: dict[str, Matrix] = {}
+        late: list[tuple[DeviceArray, DeviceArray]] = []
         for name, array in {**given, **targets}.items():
             if name in ("w", "dw", "db"):
                 row = array.strides[-2] if name != "db" else 0
             else:
-                row = _row_step(array)
-                if row is None:
+                step = _row_step(array)
+                if step is None:
                     copy = work.empty(array.shape, array.dtype)
                     if name != "dx" or "dx" in self.accumulate:
                         elementwise.run(work, "", False, (array.dtype,) * 2, [array], [None], copy)
                     if name == "dx":
                         late.append((copy, array))
-                    array, row = copy, _row_step(copy)
-            matrices[name] = Matrix(array.pointer, row or 0, array.strides[-1], array.dtype)
+                    array, step = copy, _row_step(copy)
+                row = step or 0
+            matrices[name] = Matrix(array.pointer, row, array.strides[-1], array.dtype)
         alpha = work.arrays.get("alpha")
         k = given["w"].shape[0] if "w" in given else given["x"].shape[-1] if "x" in given else 0
         m, n = math.prod(given["dy"].shape[:-1]), given["dy"].shape[-1]
@@ -144,12 +146,9 @@ class _Pass:
             matrices = {}
             for name, array in arrays.items():
                 offset = sum(i * step for i, step in zip(turn, strides[name], strict=True))
-                steps = (
-                    (0, 0, *array.strides)[-2:]
-                    if name not in ("db", "alpha")
-                    else (0, array.strides[-1] if name == "db" else 0)
-                )
-                matrices[name] = Matrix(array.pointer + offset, *steps, array.dtype)
+                row = array.strides[-2] if _CORES[name] == 2 else 0
+                column = array.strides[-1] if _CORES[name] else 0
+                matrices[name] = Matrix(array.pointer + offset, row, column, array.dtype)
             self._run(matrices, matrices.get("alpha", NOTHING), m, k, n)
 
     def _run(self, matrices: dict[str, Matrix], alphas: Matrix, m: int, k: int, n: int) -> None:
@@ -195,7 +194,7 @@ def _check_shapes(
     for operand in ("dy", "y", "x", "w"):
         if operand in work.numbers:
             raise ValueError(f"{base}: {operand} must be an array on the device, not a number")
-    check(base, given, held, is_mask)  # type: ignore[arg-type]  # what it looks at are the shapes
+    check(base, given, held, is_mask)
     dy, w, x = given["dy"].shape, given["w"].shape if "w" in given else None, given["x"].shape if "x" in given else None
     n = dy[-1]
     k = w[-2] if w is not None else x[-1] if x is not None else 0

@@ -19,7 +19,6 @@ def device() -> Iterator[object]:
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes every product use a block tile, and so many blocks of terms for each block of threads."""
-
     from fastrelu.cuda import products
 
     def force(tile: object, per_part: int = 1 << 20) -> None:
