@@ -14,6 +14,9 @@ What is said here once holds for all:
 * The result does not depend on the number of threads, the memory layout, the position in the array, or the processor; of a
   NaN that was calculated this means only that it is one.
 * ``out`` may be any of the inputs, or overlap them in any way.
+* Arrays on a CUDA device (CuPy's, PyTorch's, JAX's, numba-cuda's) are calculated there, in the stream of their library, which
+  makes the results, with the same bits; of the keywords of a ufunc only ``dtype`` is taken then. ``device="cuda"`` brings NumPy
+  arrays there and back (`fastrelu.use`).
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ class UfuncKeywords(TypedDict, total=False):
     dtype: DTypeLike
     subok: bool
     signature: Any
+    device: str
 
 
 __all__ = [

@@ -102,7 +102,7 @@ def device_fault(base: str, name: str, value: Any) -> TypeError | None:
 
 def is_on_cuda(value: Any) -> bool:
     """Whether a value is an array in the memory of a CUDA device."""
-    return not isinstance(value, _ON_HOST) and _device(value) == _DEVICES[2]
+    return type(value) not in _ON_HOST and _device(value) == _DEVICES[2]
 
 
 def is_from_cuda(base: str, error: Exception, operands: Operands) -> bool:
@@ -111,7 +111,7 @@ def is_from_cuda(base: str, error: Exception, operands: Operands) -> bool:
     return base in CUDA and (on_cuda[0] or (any(on_cuda) and str(error).startswith(f"{base}: ")))
 
 
-_ON_HOST = (ndarray, np.generic, int, float, list, tuple, type, type(None))
+_ON_HOST = frozenset((ndarray, int, float, list, tuple, type(None)))
 
 
 def _device(value: Any) -> str | None:

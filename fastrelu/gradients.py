@@ -19,7 +19,8 @@ and dz itself is never stored. What is said here once holds for all:
   the blocks' sums in ascending order. The terms of dx run along n, those of dw and db along the batch. Nothing else that a
   call does changes the bits: neither threads, layouts, `wanted`, nor whether y or its bits are given. A batch in pieces
   of 256 rows, accumulated one after the other from 0, gives the bits of the whole batch.
-* Where y is NaN the gradient passes. Types, strides, overlap and warnings are as in the forward pass (`fastrelu.layers`).
+* Where y is NaN the gradient passes. Types, strides, overlap, warnings, arrays on a CUDA device, ``precision`` and
+  ``device`` are as in the forward pass (`fastrelu.layers`).
 """
 
 from __future__ import annotations

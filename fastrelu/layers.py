@@ -14,6 +14,11 @@ The names follow one rule: ``linear_`` and the activation. What is said here onc
   place of 1; on all data below (k + 2) u |x||w|.
 * NaN and infinities spread as IEEE arithmetic says, in their row and column only. No call warns about floating-point errors.
 * `out` may overlap the inputs in any way.
+* Arrays on a CUDA device (CuPy's, PyTorch's, JAX's, numba-cuda's) are calculated there, in the stream of their library, which
+  makes the results; w must be an array there, and of the keywords of a ufunc none is taken. ``device="cuda"`` brings NumPy
+  arrays there and back (`fastrelu.use`). ``precision`` says how exact products are there: "highest", the default, has the
+  bits of the CPU; "high" splits each float32 in two for the tensor cores, with errors about as small; "medium" rounds them to
+  TF32. On the CPU, as in PyTorch, every precision is the highest.
 """
 
 from __future__ import annotations
@@ -49,6 +54,8 @@ class GufuncKeywords(TypedDict, total=False):
     dtype: DTypeLike
     subok: bool
     signature: Any
+    precision: str
+    device: str
 
 
 __all__ = [

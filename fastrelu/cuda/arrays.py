@@ -28,14 +28,15 @@ import numpy as np
 from fastrelu import faults
 from fastrelu.cuda import dlpack, launch
 from fastrelu.cuda.owned import ITEMSIZES, OwnedArray, ordered_strides
+from fastrelu.operands import name_of
 
 DEFAULT_STREAM = 1
 """The handle of the default stream of a device; 0 may mean another one."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)  # a frozen one takes three times as long to make
 class DeviceArray:
-    """An array on a device.
+    """An array on a device, which nobody changes.
 
     Attributes
     ----------
@@ -98,14 +99,20 @@ class DeviceArray:
 
     def extent(self) -> tuple[int, int]:
         """The first address, and the one behind the last."""
-        if self.size == 0:
-            return self.pointer, self.pointer
-        ends = [(length - 1) * stride for length, stride in zip(self.shape, self.strides, strict=True)]
-        return self.pointer + sum(min(end, 0) for end in ends), self.pointer + sum(max(end, 0) for end in ends) + self.itemsize
+        first = last = self.pointer
+        for length, stride in zip(self.shape, self.strides, strict=True):
+            if length == 0:
+                return self.pointer, self.pointer
+            if stride < 0:
+                first += (length - 1) * stride
+            else:
+                last += (length - 1) * stride
+        return first, last + self.itemsize
 
     def may_overlap(self, other: DeviceArray) -> bool:
         """Whether the two may share memory, by where they begin and end."""
-        (first, end), (its_first, its_end) = self.extent(), other.extent()
+        first, end = self.extent()
+        its_first, its_end = other.extent()
         return self.device == other.device and first < its_end and its_first < end
 
 
@@ -147,24 +154,39 @@ class Work:
         self.numbers: dict[str, Any] = {}
         self.precision = "highest"
         self.made: dict[Any, Any] = {}
-        given = {**operands, **(outputs or {})}
+        given = {**operands, **outputs} if outputs else operands
+        first: DeviceArray | None = None
+        others: set[int] = set()
+        rest: list[str] = []
         for name, value in given.items():
-            if value is not None and faults.is_on_cuda(value):
-                array = self.arrays[name] = view(base, name, value)
-                self._check(base, name, array)
-        if not self.arrays:
+            if value is None:
+                continue
+            if not _is_here(value):
+                rest.append(name)
+                continue
+            array = self.arrays[name] = view(base, name, value)
+            if array.dtype not in ITEMSIZES:
+                allowed = "an integer type, float16, bfloat16, float32 or float64"
+                raise TypeError(f"{base}: {name} must be {allowed}, not {array.dtype}")
+            if first is None:
+                first = array
+            elif array.device != first.device:
+                where = f"CUDA device {array.device}, and {next(iter(self.arrays))} on {first.device}"
+                raise ValueError(f"{base}: {name} is on {where}: they must be on one")
+            elif array.stream != first.stream:
+                others.add(array.stream)
+        if first is None:
             raise TypeError(f"{base}: no operand is on a CUDA device")
-        self._first = first = next(iter(self.arrays.values()))
+        self._first, self._others = first, others
         self.device, self.stream = first.device, first.stream
-        for name, value in given.items():
-            if value is not None and name not in self.arrays:
-                if name not in operands or np.ndim(value):
-                    raise self._on_host(base, name, value)
-                self.numbers[name] = value if type(value) in (int, float) else _scalar(base, name, value)
+        for name in rest:
+            value = given[name]
+            if name not in operands or np.ndim(value):
+                raise self._on_host(base, name, value)
+            self.numbers[name] = value if type(value) in (int, float) else _scalar(base, name, value)
         for name in outputs or ():
             if name in self.arrays and not self.arrays[name].writable:
                 raise ValueError(f"{base}: {name} is read-only, and must be writable")
-        self._others = {array.stream for array in self.arrays.values()} - {self.stream}
 
     def __enter__(self) -> Work:
         for stream in self._others:
@@ -174,8 +196,10 @@ class Work:
     def __exit__(self, *_: object) -> None:
         for stream in self._others:  # before they reuse memory that is still read here
             launch.active().wait_for(self.device, stream, self.stream)
-        if any(array.library == "jax" for array in self.arrays.values()):
-            launch.active().synchronize(self.device, self.stream)
+        for array in self.arrays.values():
+            if array.library == "jax":
+                launch.active().synchronize(self.device, self.stream)
+                return
 
     def empty(self, shape: tuple[int, ...], dtype: str, order: tuple[int, ...] | None = None) -> DeviceArray:
         """A new array of the caller's library; of this package where that has none.
@@ -210,20 +234,18 @@ class Work:
             return sys.modules["jax"].dlpack.from_dlpack(array.owner)
         return array.owner
 
-    def _check(self, base: str, name: str, array: DeviceArray) -> None:
-        for other, its in self.arrays.items():
-            if its.device != array.device:
-                raise ValueError(
-                    f"{base}: {name} is on CUDA device {array.device}, and {other} on {its.device}: they must be on one"
-                )
-        if array.dtype not in ITEMSIZES:
-            raise TypeError(f"{base}: {name} must be an integer type, float16, bfloat16, float32 or float64, not {array.dtype}")
-
     def _on_host(self, base: str, name: str, value: Any) -> TypeError:
         other = next(iter(self.arrays))
         return TypeError(
             f"{base}: {name} is on the host ({_kind(value)}), and {other} on CUDA device {self.device}: they must be on one"
         )
+
+
+def _is_here(value: Any) -> bool:
+    """Whether a value is on a CUDA device."""
+    kind: type = type(value)
+    library = library_of(kind)
+    return library == "cupy" or faults.is_on_cuda(value)
 
 
 def view(base: str, name: str, value: Any) -> DeviceArray:
@@ -248,7 +270,7 @@ def _view(value: Any) -> DeviceArray:
     if library == "cupy":
         device = value.device.id
         stream = sys.modules["cupy"].cuda.get_current_stream(device).ptr or DEFAULT_STREAM
-        shape, strides, name = value.shape, value.strides, value.dtype.name
+        shape, strides, name = value.shape, value.strides, name_of(value.dtype)
         return DeviceArray(value.data.ptr, shape, strides, name, device, stream, True, value, library)
     if isinstance(value, OwnedArray):
         stream = value.stream or DEFAULT_STREAM
@@ -284,7 +306,7 @@ def _interface_view(value: Any, library: str) -> DeviceArray:
         raise _Unfit(f"must be of native byte order, not {said['typestr']}")
     else:
         numpy_type = np.dtype(said["typestr"])
-        dtype, itemsize = numpy_type.name, numpy_type.itemsize
+        dtype, itemsize = name_of(numpy_type), numpy_type.itemsize
     strides = said.get("strides") or dlpack.contiguous_strides(shape, itemsize)
     using = launch.active()
     device = using.device_of(pointer) if pointer else using.current()

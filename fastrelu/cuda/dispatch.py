@@ -7,6 +7,7 @@ know nothing of NumPy arrays: these are brought to the device and back here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -89,6 +90,7 @@ def _run(name: str, call: Callable[..., Any], operands: dict[str, Any], outputs:
     return host.run(name, call, operands, outputs, device)
 
 
+@cache
 def _module(name: str) -> Any:
     with lock:  # a child that is forked amid an import would wait for its end for ever
         return import_module(f"fastrelu.cuda.{name}")

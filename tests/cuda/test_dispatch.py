@@ -10,6 +10,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import fastrelu
+from fastrelu.cuda import dispatch
 from fastrelu.cuda.owned import OwnedArray
 from fastrelu.faults import CUDA
 from fastrelu.operations import BACKWARD, LAYERS, OPERATIONS
@@ -30,6 +31,7 @@ class Calls(list[tuple[Any, ...]]):
 @pytest.fixture
 def calls(device: Any, monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Stands in for the operations on a device."""
+    monkeypatch.setattr(dispatch, "_module", lambda name: sys.modules[f"fastrelu.cuda.{name}"])
     made = Calls()
     for name in ("elementwise", "linear", "gradients"):
         module: Any = ModuleType(name)
