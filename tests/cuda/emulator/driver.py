@@ -70,12 +70,15 @@ class EmulatedDriver:
     def allocate(self, device: int, nbytes: int, stream: int) -> int:
         if not nbytes:
             return 0
-        room = np.full(nbytes + 256, 0xFF, np.uint8)
+        room = self._room(nbytes + 256)
         memory = room[-room.ctypes.data % 256 :][:nbytes]  # cuMemAlloc's alignment
         pointer = int(memory.ctypes.data)
         self._allocated[pointer] = memory
         self.global_memory.add(pointer, pointer + nbytes, f"{nbytes} bytes from the driver")
         return pointer
+
+    def _room(self, nbytes: int) -> np.ndarray[Any, Any]:
+        return np.full(nbytes, 0xFF, np.uint8)  # NaN: nothing is known of new memory
 
     def free(self, device: int, pointer: int, stream: int) -> None:
         if pointer:
