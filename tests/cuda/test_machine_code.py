@@ -105,18 +105,12 @@ def test_layer_in_float32(device):
     assert code.main_loop("FFMA").share("FFMA") >= (0.835 if device is A100 else 0.84)
 
 
-@pytest.mark.parametrize("precision", ["high", "medium"])
-def test_layer_on_tensor_cores_of_hopper(precision):
-    ((ptx, code),) = chosen(H200, layer(precision))
+@pytest.mark.parametrize(("precision", "dtype"), [("high", "float32"), ("medium", "float32"), ("medium", "bfloat16")])
+def test_layer_on_tensor_cores_of_hopper(precision, dtype):
+    ((ptx, code),) = chosen(H200, layer(precision, ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32))
     assert_clean(ptx, code)
     assert code.count("HGMMA") > 0
     assert code.count("HMMA") == 0
-
-
-def test_layer_of_halves_on_tensor_cores():
-    ((ptx, code),) = chosen(H200, layer("medium", ml_dtypes.bfloat16))
-    assert_clean(ptx, code)
-    assert code.count("HMMA", "HGMMA") > 0
 
 
 def test_layer_on_tensor_cores_of_ampere():
