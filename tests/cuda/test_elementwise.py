@@ -80,6 +80,12 @@ def test_data_as_a_number(device):
     assert_array_equal(result, ufuncs.relu_backward(2.5, y))
 
 
+def test_numbers_alone_fill_a_result(device):
+    y = device.empty((3, 5), np.float32)
+    assert fastrelu.leaky_relu(-2, 0.5, out=y) is y
+    assert_array_equal(y.host, np.full((3, 5), -1, np.float32))
+
+
 def test_whole_numbers_keep_integers(device):
     check(device, "relu_derivative", [np.array([-3, 0, 5], np.int8)], 7)
     check(device, "relu_derivative", [np.array([-3, 0, 5], np.int8)], 0.5)

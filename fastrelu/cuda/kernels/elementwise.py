@@ -19,6 +19,7 @@ from fastrelu.cuda.launch import Kernel
 from fastrelu.cuda.memory import lanes_of, read_words, size_of, write_lanes
 from fastrelu.cuda.toolkit import cuda, intrinsic, types
 from fastrelu.kernels.vector import ELEMENTS
+from fastrelu.native.guard import lock
 
 THREADS = 256
 LOADS = 4
@@ -69,7 +70,7 @@ class Sweep:
     @property
     def unroll(self) -> int:
         """Items of a thread that are under way at once."""
-        return max(1, LOADS // self.loads)
+        return max(1, LOADS // max(1, self.loads))
 
     @property
     def tile(self) -> int:
@@ -242,8 +243,9 @@ def _strided(spec: Sweep):
 def kernel(spec: Sweep) -> Kernel:
     """The kernel for `spec`."""
     places = types.UniTuple(types.int64, len(spec.stored))
-    if not spec.axes:
-        return Kernel(_contiguous(spec), (types.int64, types.int64, types.int64, places), THREADS)
     divisors = types.UniTuple(types.int64, count_of_divisors(spec.axes))
-    strides = types.UniTuple(types.int64, (spec.loads + 1) * spec.axes)
-    return Kernel(_strided(spec), (types.int64, places, divisors, strides), THREADS)
+    strides = types.UniTuple(types.int64, (spec.loads + 1) * max(1, spec.axes))
+    with lock:  # numba-cuda takes up no new functions while another thread compiles
+        if spec.axes:
+            return Kernel(_strided(spec), (types.int64, places, divisors, strides), THREADS)
+        return Kernel(_contiguous(spec), (types.int64, types.int64, types.int64, places), THREADS)

@@ -16,6 +16,7 @@ from fastrelu.cuda.launch import Kernel
 from fastrelu.cuda.memory import lanes_of, load, read_words, size_of, store, write_lanes
 from fastrelu.cuda.toolkit import cuda, intrinsic, types
 from fastrelu.kernels.vector import ELEMENTS, Vector
+from fastrelu.native.guard import lock
 from fastrelu.operations import KC
 
 THREADS = 128
@@ -181,10 +182,12 @@ def block_sums(spec: BlockSums) -> Kernel:
     """The kernel for the sums of blocks."""
     column_divisors, row_divisors = count_of_divisors(spec.column_axes + 1), count_of_divisors(spec.row_axes)
     counts = (column_divisors, max(1, 2 * spec.column_axes), row_divisors, 2 * spec.row_axes)
-    return Kernel(_block_sums(spec), (*[types.int64] * 5, *(types.UniTuple(types.int64, n) for n in counts)), THREADS)
+    with lock:
+        return Kernel(_block_sums(spec), (*[types.int64] * 5, *(types.UniTuple(types.int64, n) for n in counts)), THREADS)
 
 
 @cache
 def totals(source: str, target: str) -> Kernel:
     """The kernel that adds sums of blocks of the type `source`, into the type `target`."""
-    return Kernel(_totals(source, target), (types.int64,) * 4, THREADS)
+    with lock:
+        return Kernel(_totals(source, target), (types.int64,) * 4, THREADS)
