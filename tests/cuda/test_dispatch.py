@@ -283,6 +283,13 @@ def test_use_reaches_every_function(calls: Calls) -> None:
     assert_array_equal(dx, X @ X.T)
 
 
+def test_use_is_not_forgotten_after_a_call_on_the_cpu(calls: Calls) -> None:
+    calls.result = (1, 2, 3)
+    with fastrelu.use("cuda"):
+        fastrelu.linear_backward(X, X, X, device="cpu")
+        assert fastrelu.linear_backward(X, X, X) == (1, 2, 3)
+
+
 def test_use_leaves_what_is_not_numpys_own_on_the_cpu(calls: Calls) -> None:
     with fastrelu.use("cuda"):
         assert type(fastrelu.relu(np.ma.array(X))) is np.ma.MaskedArray
