@@ -5,6 +5,10 @@ out of bounds and misaligned ones, races in shared memory, copies that nobody wa
 instructions that not all threads reach; and it counts instructions, sectors and bank conflicts. What it does not know
 is an error.
 
+Numba's simulator is not used: it runs Python instead of what the compiler made, knows no raw addresses and none of the
+intrinsics that kernels here consist of, and took 20 s for a plain product of 64 x 64 x 64 with shared tiles, where the
+emulator took 0.07 s for the layer's kernel with all its checks (same machine). So every remainder is tested here.
+
 | module | holds |
 |---|---|
 | `parser` | PTX text to instructions |
