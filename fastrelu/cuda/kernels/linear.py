@@ -189,16 +189,14 @@ class Copy:
 
     Attributes
     ----------
-    near : int
-        Threads that copy neighbours: terms or rows.
-    row_of, term_of : int
-        What a thread's number among those, and the number of those before it, are multiplied by: see `product`.
+    near, wide : int
+        How many threads copy neighbouring terms, or rows; and how many rows each copies at once.
     tile : function
-        Copies; its arguments are the place and the address where the thread begins; the bytes from a row and from a term to the
-        next; the rows and terms that follow there; and of dz the row and the term where the thread begins, the address of y
-        and its steps, the place of y, and alpha.
+        Copies. Its arguments are the places for the operand and for y, and the address, where this thread begins; the terms
+        that follow there, and the first one's number; then the bytes from a row and from a term to the next, the rows
+        that follow, and the first one's number; and of dz the address of y, its steps, and alpha.
     settle : function or None
-        Makes dz of the dy and y that this thread has copied, at two places, with alpha.
+        Makes dz of the dy and the y that this thread has copied to two places. It needs alpha.
     """
 
     near: int
@@ -237,7 +235,8 @@ def copying(operand: Operand, extent: int, pitch: int, block: BlockTile, dtype: 
         copy, STAGED = copy_async_below(WIDE * SIZE), operand.staged
 
         @device_function
-        def copy_tile(place, source, row, step, rows, terms, i, p, y, y_row, y_step, y_place, alpha):
+        def copy_tile(place, y_place, source, terms, p, along, of):
+            (row, step, rows, i), (y, y_row, y_step, _) = along, of
             for h in range(ALONG):
                 given = rows if is_below(h * STEPS, terms) else int32(0)
                 address, at = source + h * STEPS * step, y + i * y_row + (p + h * STEPS) * y_step
@@ -263,7 +262,8 @@ def copying(operand: Operand, extent: int, pitch: int, block: BlockTile, dtype: 
     ALONG_TERMS, ALONG_ROWS = (operand.of == f"bits along {what}" for what in ("terms", "rows"))
 
     @device_function
-    def read_tile(place, source, row, step, rows, terms, i, p, y, y_row, y_step, y_place, alpha):
+    def read_tile(place, y_place, source, terms, p, along, of):
+        (row, step, rows, i), (y, y_row, y_step, alpha) = along, of
         for h in range(ALONG):
             given = rows if is_below(h * STEPS, terms) else int32(0)
             address, j = source + h * STEPS * step, p + h * STEPS
@@ -448,16 +448,17 @@ def product(
         x_i, x_p = (far, near) if X_BY_TERMS else (near * X_WIDE, far)
         x_to = stages + x_p * X_TERM + x_i * SIZE
         x_i = first_row + x_i
-        x_rows, x_next = int32(m - x_i), x + x_i * x_row + (term + x_p) * x_step
+        x_along, x_next = (x_row, x_step, int32(m - x_i), x_i), x + x_i * x_row + (term + x_p) * x_step
         near, far = thread % W_NEAR, thread // W_NEAR
         w_j, w_p = (far, near) if W_BY_TERMS else (near * W_WIDE, far)
         w_to = stages + W_PART + w_p * W_TERM + w_j * SIZE
         w_j = first_column + w_j
-        w_columns, w_next = int32(n - w_j), w + w_j * w_column + (term + w_p) * w_step
+        w_along, w_next = (w_column, w_step, int32(n - w_j), w_j), w + w_j * w_column + (term + w_p) * w_step
         x_y, w_y = x_to + 2 * STAGE, w_to + 2 * STAGE - W_PART
+        dz = (dz_y, dz_row, dz_step, parameter)
 
-        x_copy(x_to, x_next, x_row, x_step, x_rows, left - x_p, x_i, term + x_p, dz_y, dz_row, dz_step, x_y, parameter)
-        w_copy(w_to, w_next, w_column, w_step, w_columns, left - w_p, w_j, term + w_p, dz_y, dz_row, dz_step, w_y, parameter)
+        x_copy(x_to, x_y, x_next, left - x_p, term + x_p, x_along, dz)
+        w_copy(w_to, w_y, w_next, left - w_p, term + w_p, w_along, dz)
         if ASYNCHRONOUS:
             commit_copies()
         x_next += BK * x_step
@@ -488,36 +489,8 @@ def product(
                 if left > BK:
                     other, ahead = STAGE - stage, int32(left - BK)
                     p = int32(end - ahead)
-                    x_copy(
-                        x_to + other,
-                        x_next,
-                        x_row,
-                        x_step,
-                        x_rows,
-                        ahead - x_p,
-                        x_i,
-                        p + x_p,
-                        dz_y,
-                        dz_row,
-                        dz_step,
-                        x_y,
-                        parameter,
-                    )
-                    w_copy(
-                        w_to + other,
-                        w_next,
-                        w_column,
-                        w_step,
-                        w_columns,
-                        ahead - w_p,
-                        w_j,
-                        p + w_p,
-                        dz_y,
-                        dz_row,
-                        dz_step,
-                        w_y,
-                        parameter,
-                    )
+                    x_copy(x_to + other, x_y, x_next, ahead - x_p, p + x_p, x_along, dz)
+                    w_copy(w_to + other, w_y, w_next, ahead - w_p, p + w_p, w_along, dz)
                     x_next += BK * x_step
                     w_next += BK * w_step
                 if ASYNCHRONOUS:
