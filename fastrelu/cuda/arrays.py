@@ -219,7 +219,7 @@ class Work:
         elif library == "cupy":
             made = _cupy_empty(self.device, shape, dtype, order)
         elif library == "numba" and dtype != "bfloat16":
-            made = _numba_empty(self.device, shape, dtype, order)
+            made = _numba_empty(self.device, self.stream, shape, dtype, order)
         else:
             made = OwnedArray(shape, dtype, self.device, self.stream, order)
         return _view(made)
@@ -347,12 +347,14 @@ def _cupy_empty(device: int, shape: tuple[int, ...], dtype: str, order: tuple[in
         return cupy.empty(tuple(shape[axis] for axis in order), _numpy_type(dtype)).transpose(np.argsort(order).tolist())
 
 
-def _numba_empty(device: int, shape: tuple[int, ...], dtype: str, order: tuple[int, ...] | None) -> Any:
+def _numba_empty(device: int, stream: int, shape: tuple[int, ...], dtype: str, order: tuple[int, ...] | None) -> Any:
     from fastrelu.cuda.toolkit import cuda
 
     kind = np.dtype(dtype)
     with cuda.gpus[device]:
-        return cuda.device_array(shape, kind, strides=ordered_strides(shape, kind.itemsize, order))
+        # An array says in which stream it is being written.
+        its = 0 if stream == DEFAULT_STREAM else cuda.external_stream(stream)
+        return cuda.device_array(shape, kind, strides=ordered_strides(shape, kind.itemsize, order), stream=its)
 
 
 def _numpy_type(dtype: str) -> Any:

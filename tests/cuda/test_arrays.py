@@ -1,5 +1,6 @@
 """Arrays of other libraries as records, results from their allocators, the order of their streams, and what is refused."""
 
+import contextlib
 import gc
 import sys
 from types import SimpleNamespace
@@ -443,6 +444,28 @@ def test_jax_gets_own_memory_and_is_waited_for(
     assert waits == [(-1, DEFAULT_STREAM)]
     with pytest.raises(ValueError, match=r"^f: out is read-only"):
         Work("f", {"x": x}, {"out": x})
+
+
+@pytest.mark.parametrize(("stream", "its"), [(None, 0), (33, "external 33")])
+def test_numba_array_knows_its_stream(monkeypatch: pytest.MonkeyPatch, stream: Any, its: Any) -> None:
+    from fastrelu.cuda import toolkit
+
+    class Array(Interface):
+        __module__ = "numba.cuda.cudadrv.devicearray"
+
+    def device_array(shape: Any, dtype: Any, strides: Any, stream: Any) -> Array:
+        made = Array(np.empty(shape, dtype), strides=strides)
+        made.stream = stream
+        return made
+
+    gpus = [contextlib.nullcontext()]
+    stand_in = SimpleNamespace(gpus=gpus, device_array=device_array, external_stream=lambda handle: f"external {handle}")
+    monkeypatch.setattr(toolkit, "cuda", stand_in)
+    with Work("f", {"x": Array(np.zeros((2, 3)), stream=stream)}) as work:
+        y = work.empty((2, 3), "float32", (1, 0))
+    assert (y.library, y.strides) == ("numba", (4, 8))
+    assert work.result(y).stream == its
+    assert type(work.empty((2,), "bfloat16").owner) is OwnedArray  # of which numba knows nothing
 
 
 def test_record_of_a_device_that_the_driver_names(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
