@@ -108,6 +108,7 @@ class _Pass:
         work = self.work
         matrices: dict[str, Matrix] = {}
         late: list[tuple[DeviceArray, DeviceArray]] = []
+        kept: list[DeviceArray] = []  # their memory goes back when the last record of it dies
         for name, array in {**given, **targets}.items():
             if name in ("w", "dw", "db"):
                 row = array.strides[-2] if name != "db" else 0
@@ -115,6 +116,7 @@ class _Pass:
                 step = _row_step(array)
                 if step is None:
                     copy = work.empty(array.shape, array.dtype)
+                    kept.append(copy)
                     if name != "dx" or "dx" in self.accumulate:
                         elementwise.run(work, "", False, (array.dtype,) * 2, [array], [None], copy)
                     if name == "dx":
