@@ -133,7 +133,6 @@ def test_layer(put, name, dtype):
         compare(put, getattr(fastrelu, name), layer_arrays(name, dtype, m, k, n))
 
 
-@pytest.mark.skipif(find_spec("fastrelu.cuda.gradients") is None, reason="there are no gradients of layers yet")
 @pytest.mark.parametrize("name", ["linear_relu_backward", "linear_tanh_backward"] if NO_GPU == "" else ["linear_relu_backward"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"] if NO_GPU == "" else ["float32"])
 def test_layer_backward(put, name, dtype):
