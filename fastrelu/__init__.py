@@ -5,7 +5,7 @@
 >>> fastrelu.relu(np.array([-1.0, 2.0]))
 array([0., 2.])
 
-`fastrelu.nn` has layers, models and their training, `fastrelu.ufuncs` the bare ufuncs.
+`fastrelu.nn` has layers, models and their training, `fastrelu.ufuncs` the bare ufuncs, `fastrelu.cuda` the state of the GPU.
 Importing the package imports nothing else, not even NumPy; the first call of a function compiles it or loads it from the cache.
 """
 
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         conv2d_tanh,
         conv2d_tanh_backward,
     )
+    from fastrelu.device import use
     from fastrelu.embeddings import embedding_mean, embedding_mean_backward
     from fastrelu.gradients import (
         linear_backward,
@@ -138,6 +139,7 @@ __all__ = [
     "softplus_backward",
     "tanh",
     "tanh_backward",
+    "use",
     "warmup",
 ]
 
@@ -160,11 +162,13 @@ def _home(name: str) -> str:
         return "cache"
     if name == "release_memory":
         return "memory"
+    if name == "use":
+        return "device"
     return "threads" if name.endswith("threads") else "activations"
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("metrics", "nn", "ufuncs"):
+    if name in ("cuda", "metrics", "nn", "ufuncs"):
         with lock:
             return import_module(f"fastrelu.{name}")
     if name not in __all__:
@@ -175,4 +179,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "metrics", "nn", "ufuncs"})
+    return sorted({*globals(), *__all__, "cuda", "metrics", "nn", "ufuncs"})

@@ -14,6 +14,9 @@ What is said here once holds for all:
 * The result does not depend on the number of threads, the memory layout, the position in the array, or the processor; of a
   NaN that was calculated this means only that it is one.
 * ``out`` may be any of the inputs, or overlap them in any way.
+* Arrays on a CUDA device (CuPy's, PyTorch's, JAX's, numba-cuda's) are calculated there, in the stream of their library, which
+  makes the results, with the same bits; of the keywords of a ufunc only ``dtype`` is taken then. ``device="cuda"`` brings NumPy
+  arrays there and back (`fastrelu.use`).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from fastrelu import faults
+from fastrelu import device, faults
 from fastrelu.dispatch import elementwise
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ class UfuncKeywords(TypedDict, total=False):
     dtype: DTypeLike
     subok: bool
     signature: Any
+    device: str
 
 
 __all__ = [
@@ -314,6 +318,12 @@ def prelu_backward(dy: ArrayLike, x: ArrayLike, alpha: ArrayLike, /) -> tuple[An
     from fastrelu import ufuncs
     from fastrelu.sums import sum_to
 
+    place = device.target("prelu_backward", (dy, x, alpha), {})
+    if place is not None:
+        from fastrelu.cuda import dispatch as cuda
+
+        gradients: tuple[Any, Any] = cuda.elementwise("prelu_backward", {"dy": dy, "x": x, "alpha": alpha}, None, {}, place)
+        return gradients
     try:
         shape, slopes = np.shape(x), np.shape(alpha)
         if np.shape(dy) != shape:

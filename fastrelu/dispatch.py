@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import numpy as np
 from numpy import ndarray
 
-from fastrelu import faults
+from fastrelu import device, faults
 from fastrelu.native.guard import lock
 from fastrelu.operations import OPERATIONS, Operation
 
@@ -24,7 +24,7 @@ _NUMPY_HAS_ELLIPSIS_OUT = np.lib.NumpyVersion(np.__version__) >= "2.3.0"
 _FUNCTION = """
 def {name}({parameters}, out=None, **kwargs):
     try:
-        if type({first}) is ndarray and not kwargs:
+        if {plain} and not kwargs:
             if out is None:
                 return ufunc({operands})
             if out is not ... and type(out) is not tuple:
@@ -38,9 +38,9 @@ def {name}({parameters}, out=None, **kwargs):
 def elementwise(declaration: Callable[P, R]) -> Callable[P, R]:
     """Turn the declaration of an elementwise operation (name, signature, docstring) into the function that runs it."""
     operation = OPERATIONS[declaration.__name__]
-    code, names = declaration.__code__, operation.inputs
+    code, name, names = declaration.__code__, operation.name, operation.inputs
     defaults = dict(zip(code.co_varnames[: code.co_argcount][::-1], (declaration.__defaults__ or ())[::-1], strict=False))
-    parameters = [f"{name}=default_{name}" if name in defaults else name for name in names]
+    parameters = [f"{operand}=default_{operand}" if operand in defaults else operand for operand in names]
     parameters.insert(code.co_posonlyargcount, "/")
 
     def bind() -> Any:
@@ -56,6 +56,11 @@ def elementwise(declaration: Callable[P, R]) -> Callable[P, R]:
 
     def general(operands: tuple[Any, ...], out: Any, kwargs: dict[str, Any]) -> Any:
         """Other kinds of operands, and calls with keyword arguments."""
+        place = device.target(name, (*operands, out), kwargs)
+        if place is not None:
+            from fastrelu.cuda import dispatch as cuda
+
+            return cuda.elementwise(name, dict(zip(names, operands, strict=True)), out, kwargs, place)
         if out is Ellipsis and not _NUMPY_HAS_ELLIPSIS_OUT:
             result = bind()(*operands, **kwargs)
             return np.asarray(result) if isinstance(result, np.generic) else result
@@ -78,11 +83,14 @@ def elementwise(declaration: Callable[P, R]) -> Callable[P, R]:
     source = _FUNCTION.format(
         name=operation.name,
         parameters=", ".join(parameters),
-        first=operation.inputs[0],
+        # Not the parameter, which is a number most of the time.
+        plain=" and ".join(f"type({operand}) is ndarray" for i, operand in enumerate(names) if i != operation.parameter),
         names="".join(f"{name}, " for name in operation.inputs),
         operands=", ".join(f"whole({name})" if name in operation.whole else name for name in operation.inputs),
     )
     exec(compile(source, f"<fastrelu.{operation.name}>", "exec"), namespace)
+    # Where NumPy arrays go to a GPU, no array is one that goes to the ufunc directly.
+    device.watch(lambda is_used: namespace.update(ndarray=None if is_used else ndarray))
     function: Any = namespace[operation.name]
     function.__doc__, function.__annotations__ = declaration.__doc__, declaration.__annotations__
     function.__wrapped__ = declaration  # whose signature `inspect` and editors show
@@ -97,6 +105,8 @@ def _whole(value: Any) -> Any:
 
 def _explain(base: str, error: Exception, operands: dict[str, Any], out: Any, kwargs: dict[str, Any]) -> BaseException:
     """What to raise instead of NumPy's error."""
+    if faults.is_from_cuda(base, error, operands):
+        return error
     if type(out) is tuple and len(out) == 1:
         out = out[0]
     if type(out) is tuple:

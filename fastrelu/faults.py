@@ -14,12 +14,15 @@ import numpy as np
 from numpy import ndarray
 from numpy._core._exceptions import _UFuncInputCastingError, _UFuncOutputCastingError
 
-from fastrelu.operations import FLOATS, INTEGERS
+from fastrelu.operations import BACKWARD, FLOATS, INTEGERS, LAYERS, OPERATIONS
 
 Operands = Mapping[str, Any]
 """Arguments by their names, in the order of the ufunc."""
 
 # Numbers of DLPack. Host memory, pinned or not, is none of them.
+CUDA = frozenset((*OPERATIONS, *(layer.base for layer in LAYERS.values()), *BACKWARD))
+"""The functions that have kernels for GPUs."""
+
 _DEVICES = {2: "a CUDA", 13: "a CUDA", 4: "an OpenCL", 7: "a Vulkan", 8: "a Metal", 10: "a ROCm", 14: "a oneAPI"}
 
 
@@ -81,21 +84,48 @@ def reworded(error: Exception, function: str, name: str, words: Mapping[str, str
 
 
 def device_fault(base: str, name: str, value: Any) -> TypeError | None:
-    """The error for an array in the memory of a device; no library is imported to tell."""
-    if isinstance(value, ndarray | np.generic | type):
-        return None
-    device = None
-    try:
-        if hasattr(value, "__cuda_array_interface__"):
-            device = _DEVICES[2]
-        elif hasattr(value, "__dlpack_device__"):
-            device = _DEVICES.get(int(value.__dlpack_device__()[0]))
-    except Exception:  # whatever another library raises there, it is not what the user asked
-        return None
+    """The error for an array in the memory of a device, which `base` cannot take; no library is imported to tell."""
+    device = _device(value)
     if device is None:
         return None
     kind = f"{type(value).__module__}.{_kind(value)}"
-    return TypeError(f"{base}: {name} is on {device} device; it must be a NumPy array, not {kind}: copy it to the host first")
+    why = "copy it to the host first"
+    if device == _DEVICES[2]:
+        if base in CUDA:
+            from fastrelu.cuda import reason
+
+            why = reason() or "all operands and outputs must be on the device, or none"
+        else:
+            why = f"{base} has no kernels for GPUs, {why}"
+    return TypeError(f"{base}: {name} is on {device} device; it must be a NumPy array, not {kind}: {why}")
+
+
+def is_on_cuda(value: Any) -> bool:
+    """Whether a value is an array in the memory of a CUDA device."""
+    return type(value) not in _ON_HOST and _device(value) == _DEVICES[2]
+
+
+def is_from_cuda(base: str, error: Exception, operands: Operands) -> bool:
+    """Whether the call that failed was one for a CUDA device, where errors need no explanation."""
+    on_cuda = [is_on_cuda(value) for value in operands.values()]
+    return base in CUDA and (on_cuda[0] or (any(on_cuda) and str(error).startswith(f"{base}: ")))
+
+
+_ON_HOST = frozenset((ndarray, int, float, list, tuple, type(None)))
+
+
+def _device(value: Any) -> str | None:
+    """What kind of device the memory of an array is on; None for the host."""
+    if isinstance(value, ndarray | np.generic | type):
+        return None
+    try:
+        if hasattr(value, "__dlpack_device__"):
+            device = _DEVICES.get(int(value.__dlpack_device__()[0]))
+            if device is not None:
+                return device
+        return _DEVICES[2] if hasattr(value, "__cuda_array_interface__") else None
+    except Exception:  # whatever another library raises there, it is not what the user asked
+        return None
 
 
 def shapes_fault(base: str, shapes: Mapping[str, tuple[int, ...]]) -> ValueError | None:

@@ -19,7 +19,8 @@ and dz itself is never stored. What is said here once holds for all:
   the blocks' sums in ascending order. The terms of dx run along n, those of dw and db along the batch. Nothing else that a
   call does changes the bits: neither threads, layouts, `wanted`, nor whether y or its bits are given. A batch in pieces
   of 256 rows, accumulated one after the other from 0, gives the bits of the whole batch.
-* Where y is NaN the gradient passes. Types, strides, overlap and warnings are as in the forward pass (`fastrelu.layers`).
+* Where y is NaN the gradient passes. Types, strides, overlap, warnings, arrays on a CUDA device, ``precision`` and
+  ``device`` are as in the forward pass (`fastrelu.layers`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 
-from fastrelu import faults
+from fastrelu import device, faults
 from fastrelu.operations import FLOATS, GRADIENTS, INTEGERS, backward
 from fastrelu.packed import PackedWeight, face
 
@@ -64,6 +65,10 @@ def _ufunc(base: str, mask: bool, wanted: tuple[str, ...], added: tuple[str, ...
 
 _plain: dict[tuple[Any, ...], tuple[Any, bool, bool, tuple[int, ...], tuple[int, ...]]] = {}
 """For each kind of call that was checked once: the ufunc, whether it takes x and w, which gradients are wanted, and added."""
+
+
+# Where NumPy arrays go to a GPU, no call is plain.
+device.watch(lambda is_used: _plain.clear())
 
 
 def _plain_call(key: tuple[Any, ...], operands: dict[str, Any], alpha: tuple[Any, ...], out: Any) -> Triple | None:
@@ -182,6 +187,14 @@ def _general(
                 del operands[name]
         elif operands[name] is None:
             raise ValueError(f"{base}: {name} is needed for {gradient}, and must not be None")
+    place = device.target(base, (*operands.values(), *alpha, *outputs.values()), kwargs)
+    if place is not None:
+        from fastrelu.cuda import dispatch as cuda
+
+        operands |= dict(zip(("alpha",), alpha, strict=False))
+        gradients: Triple = cuda.backward(base, operands, wanted, added, outputs, kwargs, place)
+        return gradients
+    device.check_precision(base, kwargs)
     if type(operands.get("w")) is PackedWeight:
         operands["w"] = operands["w"].unpack()
     given = [*operands.values(), *alpha, *outputs.values()]
@@ -206,7 +219,7 @@ def _general(
             batch = _batch(base, operands, alpha, outputs)
             operands["dy"] = np.broadcast_to(dy, batch + dy.shape[-2:])
             results = _call(base, is_mask, wanted, added, operands, alpha, outputs, kwargs)
-    if key is not None:
+    if key is not None and not device.is_used():
         numbers = {name: i for i, name in enumerate(GRADIENTS)}
         which = tuple(numbers[name] for name in wanted), tuple(numbers[name] for name in added)
         _plain[key] = (_ufunc(base, is_mask, wanted, added), "dw" in wanted, "dx" in wanted, *which)
@@ -228,6 +241,8 @@ def _explain(
     try:
         wanted, added = named(base, "wanted", wanted), named(base, "accumulate", accumulate)
     except ValueError:
+        return error
+    if faults.is_from_cuda(base, error, operands):
         return error
     given = {name: face(o) if name == "w" else o for name, o in operands.items() if name in ("dy", "y") or o is not None}
     unneeded = {
@@ -259,7 +274,7 @@ def outputs_for(base: str, out: Any, wanted: tuple[str, ...], added: tuple[str, 
     for name, array in outputs.items():
         if name not in wanted:
             raise ValueError(f"{base}: out has an array for {name}, which wanted does not name")
-        if not hasattr(array, "shape") or isinstance(array, np.generic):
+        if (not hasattr(array, "shape") and not faults.is_on_cuda(array)) or isinstance(array, np.generic):
             raise TypeError(f"{base}: out for {name} must be an array or None, not {type(array).__name__}")
         fault = faults.read_only_fault(base, f"out for {name}", array)
         if fault is not None:

@@ -14,6 +14,11 @@ The names follow one rule: ``linear_`` and the activation. What is said here onc
   place of 1; on all data below (k + 2) u |x||w|.
 * NaN and infinities spread as IEEE arithmetic says, in their row and column only. No call warns about floating-point errors.
 * `out` may overlap the inputs in any way.
+* Arrays on a CUDA device (CuPy's, PyTorch's, JAX's, numba-cuda's) are calculated there, in the stream of their library, which
+  makes the results; w must be an array there, and of the keywords of a ufunc none is taken. ``device="cuda"`` brings NumPy
+  arrays there and back (`fastrelu.use`). ``precision`` says how exact products are there: "highest", the default, has the
+  bits of the CPU; "high" splits each float32 in two for the tensor cores, with errors about as small; "medium" rounds them to
+  TF32. On the CPU, as in PyTorch, every precision is the highest.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, cast
 import numpy as np
 from numpy import ndarray
 
-from fastrelu import faults
+from fastrelu import device, faults
 from fastrelu.faults import overrides
 from fastrelu.native.guard import lock
 from fastrelu.operations import FLOATS, HALVES, INTEGERS, LAYERS
@@ -49,6 +54,8 @@ class GufuncKeywords(TypedDict, total=False):
     dtype: DTypeLike
     subok: bool
     signature: Any
+    precision: str
+    device: str
 
 
 __all__ = [
@@ -68,14 +75,15 @@ def {name}({parameters}, out=None{mask_parameter}, **kwargs):
     try:
         if type(x) is ndarray and not kwargs and (out is None or type(out) is ndarray){without_mask}:
             if type(w) is ndarray:
-                if out is None:
-                    return ufunc(x, w, b{alpha}) if b is not None else no_bias(x, w{alpha})
-                return ufunc(x, w, b{alpha}, out) if b is not None else no_bias(x, w{alpha}, out)
+                if type(b) is ndarray:
+                    return ufunc(x, w, b{alpha}) if out is None else ufunc(x, w, b{alpha}, out)
+                if b is None:
+                    return no_bias(x, w{alpha}) if out is None else no_bias(x, w{alpha}, out)
             if type(w) is PackedWeight and x.dtype is w.dtype and type(b) is ndarray and w._columns is None{is_plain}:
                 if out is None:
                     return packed(x, w._operand, b{alpha})
                 return packed(x, w._operand, b{alpha}, out)
-        return general((x, w, b{alpha}), out, {mask}, kwargs)
+        return general((x, w, b{alpha_name}), out, {mask}, kwargs)
     except (TypeError, ValueError, OverflowError) as error:
         raise explain(error, (x, w, b{alpha_name}), out, {mask}, kwargs) from None
 """
@@ -85,7 +93,7 @@ def layer(declaration: Callable[P, R]) -> Callable[P, R]:
     """Turn the declaration of a fused layer (name, signature, docstring) into the function that runs it."""
     base = declaration.__name__
     operation = LAYERS[base]
-    has_mask = f"{base}_mask" in LAYERS
+    has_mask, is_row = f"{base}_mask" in LAYERS, operation.alpha == "(n)"
     parameters = {"": "x, w, b=None, /", "()": "x, w, b=None, /, alpha=default", "(n)": "x, w, b, alpha, /"}[operation.alpha]
 
     def bind(name: str) -> Any:
@@ -104,8 +112,17 @@ def layer(declaration: Callable[P, R]) -> Callable[P, R]:
         return call
 
     def general(operands: tuple[Any, ...], out: Any, mask: Any, kwargs: dict[str, Any]) -> Any:
-        """Prepacked weights, other kinds of operands, bit masks, keyword arguments."""
+        """Prepacked weights, other kinds of operands, bit masks, keyword arguments, arrays on a device."""
+        place = device.target(base, (*operands, out, mask), kwargs)
+        if place is not None:
+            from fastrelu.cuda import dispatch as cuda
+
+            given = dict.fromkeys(("x", "w", "b", "alpha")) | dict(zip(operation.inputs, operands, strict=True))
+            return cuda.layer(base, given, out, mask, kwargs, place)
+        device.check_precision(base, kwargs)
         x, w, b, *alpha = operands
+        if is_row:
+            alpha = [_row(alpha[0], x, w)]
         options = "_no_bias" if b is None else ""
         if mask is not None:
             out = (_first_output(out), _checked_mask(base, mask, w))
@@ -149,6 +166,8 @@ def layer(declaration: Callable[P, R]) -> Callable[P, R]:
         mask="mask" if has_mask else "None",
     )
     exec(compile(source, f"<fastrelu.{base}>", "exec"), namespace)
+    # Where NumPy arrays go to a GPU, no array is one that goes to the ufunc directly.
+    device.watch(lambda is_used: namespace.update(ndarray=None if is_used else ndarray))
     function: Any = namespace[base]
     function.__doc__, function.__annotations__ = declaration.__doc__, declaration.__annotations__
     function.__wrapped__ = declaration  # whose signature `inspect` and editors show
@@ -214,6 +233,8 @@ def _explain(
 ) -> BaseException:
     """What to raise instead of NumPy's error."""
     given = {name: o for name, o in zip(("x", "w", "b", "alpha"), operands, strict=False) if name != "b" or o is not None}
+    if faults.is_from_cuda(base, error, given):
+        return error
     given["w"] = face(given["w"])
     out = out[0] if type(out) is tuple and len(out) == 1 else None if out is ... else out
     if type(out) is tuple:

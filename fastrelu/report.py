@@ -51,7 +51,8 @@ def facts() -> dict[str, str]:
         "threads": f"{fastrelu.get_num_threads()}, in the package's own pool; Numba's threading layer does not matter",
         "last-level cache": f"{target.last_level_cache() / 2**20:g} MiB",
         "kernel cache": _kernel_cache(),
-        "CUDA": "no: this version has no kernels for GPUs",
+        "numba-cuda": _version("numba-cuda"),
+        "CUDA": _gpus(),
     }
 
 
@@ -67,13 +68,23 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _gpus() -> str:
+    from fastrelu import cuda
+
+    why = cuda.reason()
+    if why:
+        return f"no: {why}"
+    return "; ".join(
+        f"{name} (compute capability {major}.{minor}, {memory / 2**30:.3g} GiB)"
+        for name, (major, minor), memory in cuda.devices()
+    )
+
+
 def _version(library: str) -> str:
-    if not peers.available(library):
-        return "not installed"
     try:
         return version(library)
     except PackageNotFoundError:
-        return "installed, version unknown"
+        return "installed, version unknown" if peers.available(library) else "not installed"
 
 
 def _kernel_cache() -> str:

@@ -1,0 +1,27 @@
+"""What several test files need. Without the extra ``cuda`` none of them is read: see ``conftest.py`` above ``tests``."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+
+@pytest.fixture
+def device() -> Iterator[object]:
+    """An emulated device in place of the driver; its `array` makes device arrays."""
+    from fastrelu.cuda import launch
+    from tests.cuda.emulator import EmulatedDriver
+
+    before, launch.driver = launch.driver, EmulatedDriver()
+    yield launch.driver
+    launch.driver = before
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes every product use a block tile, and so many blocks of terms for each block of threads."""
+    from fastrelu.cuda import products
+
+    def force(tile: object, per_part: int = 1 << 20) -> None:
+        monkeypatch.setattr(products, "plan", lambda sizes, *_: (tile, min(per_part, max(-(-sizes[1] // 256), 1))))
+
+    return force
