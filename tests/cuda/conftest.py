@@ -1,4 +1,4 @@
-"""What several test files need. Without the extra ``cuda`` none of them is read: see ``conftest.py`` above ``tests``."""
+"""What several test files need. They need the extra ``cuda``, and are read only where this folder is named."""
 
 from collections.abc import Callable, Iterator
 
