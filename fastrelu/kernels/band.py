@@ -95,7 +95,7 @@ def copy_band(plan, scratch, source, second, alpha, images, place, extent, band)
     """
     image_step, channel_step, row_step, step, height, width, _ = words(plan + SOURCE, 7)
     second_image, second_channel, second_row, second_step = words(plan + SECOND, 4)
-    channels = read_word(plan + SIZES + 24)
+    channels = read_word(plan + SIZES + 16)
     row_phases, row_list, column_phases, column_list, row_stride, column_stride = words(plan + PHASES, 6)
     row_low, row_span, column_low, column_span = words(plan + LOWEST, 4)
     channel_pitch, row_phase_pitch, column_phase_pitch, image_pitch, pitch = words(plan + BAND + 8, 5)

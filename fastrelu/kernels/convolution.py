@@ -1,7 +1,8 @@
 """y = f(conv2d(x, w) + b), and dx: products of a weight and of patches that are formed panel by panel.
 
 ``convolution``  what Python calls: divides the work among threads as its plan says
-``_part``        some rows of the weight and some positions: copies the band that it needs, then loops over groups and panels
+``_part``        some rows of the weight and some positions: copies the band that it needs, then loops over groups and grids
+``_grid``        results that read the same taps: loops over panels
 ``_panel``       all sums of a panel: the loop over blocks of `KC` terms, with the micro-kernels of `fastrelu.kernels.linear`
 ``_list``        which neighbouring positions a panel has
 ``_few_rows``    the same for a few rows
@@ -44,8 +45,9 @@ from fastrelu.native.plan import (
     FEW_ROWS,
     FINISH,
     FLAT,
+    GRID,
+    GRIDS,
     MOST_ROWS,
-    OFFSETS,
     OUT,
     PACK,
     PARTS,
@@ -182,11 +184,11 @@ def _deliver(plan, segments, count, sums, row, rows, y, held, alpha):
 
 
 @register_jitable
-def _panel(plan, scratch, a, rows, origin, origin_place, first, columns, width, images, extent, y, held, has_bias):
+def _panel(plan, grid, scratch, a, rows, origin, origin_place, first, columns, width, images, extent, y, held, has_bias):
     """All results of one panel."""
     MR, NARROW, NR = words(plan + TILING, 3)
     IN, SIZE = words(plan + TYPE, 2)
-    k = read_word(plan + SIZES + 8)
+    k, offsets = words(grid, 2)
     out_channel, _, out_step = words(plan + OUT + 8, 3)
     pieces, segments, block, soon, task = stack(_LIST), stack(_LIST), stack(160), stack(24), stack(64)
     table, gathering_table, is_stored = words(plan + TILES, 3)
@@ -200,7 +202,7 @@ def _panel(plan, scratch, a, rows, origin, origin_place, first, columns, width, 
         return
     table = (gathering_table if gathers else table) + (MR * 8 if width > NARROW else 0)
     is_direct = places == 1 and out_step == IN and IN == SIZE and held == 0 and is_stored and read_word(segments + 8) == 0
-    row, offsets = width * SIZE, read_word(plan + OFFSETS)
+    row = width * SIZE
     total = scratch + _TOTAL
     target, target_row, shown = total, row, width
     if is_direct:
@@ -248,11 +250,11 @@ def _fill(place, value, size, count):
 
 
 @register_jitable
-def _few_rows(plan, scratch, a, rows, origin, positions, images, extent, y, held, bias):
+def _few_rows(plan, grid, scratch, a, rows, origin, positions, images, extent, y, held, bias):
     """All results of a part with a few rows, gaps included, in long tiles; then those that are none of gaps."""
     MR, NARROW, NR = words(plan + TILING, 3)
     SIZE = read_word(plan + TYPE + 8)
-    k = read_word(plan + SIZES + 8)
+    k, offsets = words(grid, 2)
     image_pitch, pitch = words(plan + BAND + 32, 2)
     out_image, out_channel, out_row, out_step = words(plan + OUT, 4)
     finish, deliver = words(plan + FINISH, 2)
@@ -265,7 +267,7 @@ def _few_rows(plan, scratch, a, rows, origin, positions, images, extent, y, held
         for i in range(rows):
             _fill(start + i * lanes * SIZE, bias + i * SIZE, SIZE, lanes)
     write_words(soon, (0, 0, 0))
-    write_words(block, (a, k * SIZE, SIZE, origin, read_word(plan + OFFSETS), k, soon, 0))
+    write_words(block, (a, k * SIZE, SIZE, origin, offsets, k, soon, 0))
     write_words(block + 64, (bias != 0, 0, 1, start, lanes * SIZE, 0, 0))
     for first in range(0, positions, lanes):
         write_word(block + 24, origin + first * SIZE)
@@ -285,17 +287,41 @@ def _few_rows(plan, scratch, a, rows, origin, positions, images, extent, y, held
 
 
 @register_jitable
-def _calculate(job, index, scratch):
-    """One part."""
-    plan, x, second, a = words(job, 4)
-    bias, alpha, y, held = words(job + BIAS, 4)
+def _grid(plan, grid, scratch, a, rows, origin, origin_place, images, extent, y, held, bias):
+    """The results of one grid of a part."""
     NARROW, NR = words(plan + TILING + 8, 2)
     SIZE = read_word(plan + TYPE + 8)
-    pack_sums = read_word(plan + PACK + 8)
+    image_pitch, pitch = words(plan + BAND + 32, 2)
+    is_flat = read_word(plan + FLAT)
+    positions = images * extent[0] * extent[1]
+    if is_flat:
+        positions = ((images - 1) * image_pitch + (extent[0] - 1) * pitch) // SIZE + extent[1]
+    if rows <= FEW_ROWS and not read_word(plan + BAND) and is_flat and read_word(grid) <= KC:
+        _few_rows(plan, grid, scratch, a, rows, origin, positions, images, extent, y, held, bias)
+        return
+    if bias != 0:
+        pack_block(read_word(plan + PACK + 8), bias, SIZE, 0, rows, NR, scratch + _START, NR * SIZE)
+    first = 0
+    while first < positions:
+        lanes = _panel_width(positions - first, NARROW, NR)
+        columns = smaller(lanes, positions - first)
+        panel = first, columns, lanes, images, extent
+        _panel(plan, grid, scratch, a, rows, origin, origin_place, *panel, y, held, bias != 0)
+        first += columns
+
+
+@register_jitable
+def _calculate(job, index, scratch):
+    """One part."""
+    plan, x, second, weight = words(job, 4)
+    bias, alpha, y, held = words(job + BIAS, 4)
+    NR = read_word(plan + TILING + 16)
+    SIZE = read_word(plan + TYPE + 8)
     image_step, _, row_step, step, _, _, group_step = words(plan + SOURCE, 7)
     second_image, second_group = read_word(plan + SECOND), read_word(plan + SECOND + 32)
     out_image, out_channel, out_row, out_step, out_group = words(plan + OUT, 5)
-    m, k, groups, _, images, height, width = words(plan + SIZES, 7)
+    m, groups, _, images = words(plan + SIZES, 4)
+    grids, grid_list = words(plan + GRIDS, 2)
     is_in_place = read_word(plan + BAND)
     some_images, some_rows, some_columns, row_parts, column_parts, places, some_channels, channel_parts, some_groups = words(
         plan + PARTS, 9
@@ -311,12 +337,9 @@ def _calculate(job, index, scratch):
     image0 = place // row_parts * some_images
     rows = smaller(some_channels, m - m0)
     part_images = smaller(some_images, images - image0)
+    # The first grid is the largest.
+    height, width = words(grid_list + 32, 2)
     extent = smaller(some_rows, height - i0), smaller(some_columns, width - j0)
-    positions = part_images * extent[0] * extent[1]
-    image_pitch, pitch = words(plan + BAND + 32, 2)
-    is_flat = read_word(plan + FLAT)
-    if is_flat:
-        positions = ((part_images - 1) * image_pitch + (extent[0] - 1) * pitch) // SIZE + extent[1]
     lanes_of_alpha = NR
     if rows <= FEW_ROWS:  # long tiles take it as a row, and so does what delivers a whole row of results
         lanes_of_alpha = larger(larger(NR, read_word(plan + TILING + 24 + 8 * rows)), extent[1] + 1 & -2)
@@ -331,23 +354,14 @@ def _calculate(job, index, scratch):
             copy_band(plan, scratch + _GRADIENT, source, other, alpha, part_images, (i0, j0), extent, origin)
         channel = g * m + m0
         out = g * out_group + m0 * out_channel + image0 * out_image + i0 * out_row + j0 * out_step
-        to = y + out, held + out if held != 0 else 0
-        if rows <= FEW_ROWS and not is_in_place and is_flat and k <= KC:
-            extents = positions, part_images, extent
-            start = bias + channel * SIZE if bias != 0 else 0
-            _few_rows(plan, scratch, a + channel * k * SIZE, rows, origin, *extents, *to, start)
-            continue
-        if bias != 0:
-            pack_block(pack_sums, bias + channel * SIZE, SIZE, 0, rows, NR, scratch + _START, NR * SIZE)
-        first = 0
-        while first < positions:
-            lanes = _panel_width(positions - first, NARROW, NR)
-            columns = smaller(lanes, positions - first)
-            panel = first, columns, lanes
-            _panel(
-                plan, scratch, a + channel * k * SIZE, rows, origin, origin_place, *panel, part_images, extent, *to, bias != 0
-            )
-            first += columns
+        its_bias = bias + channel * SIZE if bias != 0 else 0
+        for grid in range(grid_list, grid_list + grids * GRID, GRID):
+            k, _, weight_start, start, height, width = words(grid, 6)
+            its_extent = smaller(some_rows, height - i0), smaller(some_columns, width - j0)
+            if its_extent[0] > 0 and its_extent[1] > 0:
+                a = weight + weight_start + channel * k * SIZE
+                to = y + out + start, held + out + start if held != 0 else 0
+                _grid(plan, grid, scratch, a, rows, origin, origin_place, part_images, its_extent, *to, its_bias)
 
 
 @register_jitable

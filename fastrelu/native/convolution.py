@@ -120,7 +120,7 @@ def forward(x: Array, w: Array, b: Array | None, y: Array, geometry: Geometry, f
 
 
 @lru_cache(PLANS)
-def _input_plans(
+def _input_plan(
     dy: tuple[int, ...],
     steps: tuple[int, ...],
     second: tuple[int, int, int, int] | None,
@@ -131,40 +131,46 @@ def _input_plans(
     formula: str,
     dtype: np.dtype[np.generic],
     threads: int,
-) -> tuple[list[tuple[Words, slice, slice, int]], str]:
-    """For each phase of the input a plan, the rows and the columns of the kernel that it needs, and where it begins in dx; and
-    the type of the sums.
-    """
-    plans = []
+) -> tuple[Words, list[tuple[slice, slice]], str]:
+    """A plan, the rows and columns of the kernel that each of its grids needs, and the type of the sums."""
     tiling = Tiling(dtype.name, target.vector_bytes())
     top, left, _, _ = geometry.padding
 
-    def axis(n: int, phase: int, before: int) -> tuple[plan.Axis, list[int]]:
+    def axes(n: int, before: int) -> list[tuple[plan.Axis, slice]]:
+        """For each grid along an axis what it reads of dy, and the taps of the kernel that it needs."""
         stride, dilation = geometry.stride[n], geometry.dilation[n]
-        used = [t for t in range(w[2 + n]) if (phase + before - t * dilation) % stride == 0]
-        taps = tuple((phase + before - t * dilation) // stride for t in used)
-        return plan.Axis(len(range(phase, dx[2 + n], stride)), dy[2 + n], 1, taps), used
+        found = []
+        for phase in range(min(stride, dx[2 + n])):
+            used = [t for t in range(w[2 + n]) if (phase + before - t * dilation) % stride == 0]
+            taps = tuple((phase + before - t * dilation) // stride for t in used)
+            found.append((plan.Axis(len(range(phase, dx[2 + n], stride)), dy[2 + n], 1, taps), _as_slice(used)))
+        return found
 
-    for i in range(min(geometry.stride[0], dx[2])):
-        for j in range(min(geometry.stride[1], dx[3])):
-            rows, used_rows = axis(0, i, top)
-            columns, used_columns = axis(1, j, left)
-            job = plan.Job(
-                rows=rows,
-                columns=columns,
-                images=dx[0],
-                groups=geometry.groups,
-                channels=w[0] // geometry.groups,
-                m=w[1],
-                source=(steps[0], steps[1], steps[2], steps[3]),
-                second=second,
-                out=(out[0], out[1], out[2] * geometry.stride[0], out[3] * geometry.stride[1]),
-                tiling=tiling,
-                threads=threads,
-            )
-            words = _make(job, "", formula, dtype.name)
-            plans.append((words, _as_slice(used_rows), _as_slice(used_columns), i * out[2] + j * out[3]))
-    return plans, tiling.sum_dtype
+    def union(axes: list[tuple[plan.Axis, slice]]) -> plan.Axis:
+        """What all grids read."""
+        return plan.Axis(axes[0][0].size, axes[0][0].source, 1, tuple(sorted({t for axis, _ in axes for t in axis.taps})))
+
+    rows, columns = axes(0, top), axes(1, left)
+    grids, used = [], []
+    for i, (its_rows, used_rows) in enumerate(rows):
+        for j, (its_columns, used_columns) in enumerate(columns):
+            grids.append(plan.Grid(i * out[2] + j * out[3], its_rows, its_columns))
+            used.append((used_rows, used_columns))
+    job = plan.Job(
+        rows=union(rows),
+        columns=union(columns),
+        images=dx[0],
+        groups=geometry.groups,
+        channels=w[0] // geometry.groups,
+        m=w[1],
+        source=(steps[0], steps[1], steps[2], steps[3]),
+        second=second,
+        out=(out[0], out[1], out[2] * geometry.stride[0], out[3] * geometry.stride[1]),
+        tiling=tiling,
+        threads=threads,
+        grids=tuple(grids),
+    )
+    return _make(job, "", formula, dtype.name), used, tiling.sum_dtype
 
 
 def _as_slice(numbers: list[int]) -> slice:
@@ -174,14 +180,24 @@ def _as_slice(numbers: list[int]) -> slice:
     return slice(numbers[0], numbers[-1] + 1, numbers[1] - numbers[0] if len(numbers) > 1 else 1)
 
 
-def _swapped(w: Array, groups: int) -> Array:
-    """A contiguous weight with the channels of each group before its outputs."""
-    outputs, channels, kernel = len(w) // groups, w.shape[1], w.shape[2] * w.shape[3] * w.itemsize
-    if outputs == 1 or channels == 1 or kernel == 0:
-        return w
-    swapped = np.empty(w.shape, w.dtype)
-    routine("swapped_weight", "build")(address(w), address(swapped), groups, outputs, channels, kernel)
-    return swapped
+def _swapped(w: Array, used: list[tuple[slice, slice]], groups: int) -> Array:
+    """For each grid the weight that it needs, contiguous, with the channels of each group before its outputs; one after the
+    other.
+    """
+    outputs, channels = len(w) // groups, w.shape[1]
+    result, start = np.empty(w.size, w.dtype), 0
+    for rows, columns in used:
+        part = np.ascontiguousarray(w[..., rows, columns])
+        if part.size == w.size and (outputs == 1 or channels == 1):
+            return part
+        swapped = result[start : start + part.size]
+        start += part.size
+        if outputs == 1 or channels == 1:
+            swapped[:] = part.ravel()
+        elif part.size:
+            kernel = part.shape[2] * part.shape[3] * part.itemsize
+            routine("swapped_weight", "build")(address(part), address(swapped), groups, outputs, channels, kernel)
+    return result
 
 
 def input_gradient(
@@ -212,12 +228,9 @@ def input_gradient(
         What dx is added to. May be `dx` itself.
     """
     second = None if y is None else y.strides
-    plans, sums = _input_plans(
+    words, used, sums = _input_plan(
         dy.shape, dy.strides, second, w.shape, dx.shape, dx.strides, geometry, formula, dx.dtype, get_num_threads()
     )
-    number = parameter(alpha, sums)
+    weight = _swapped(np.ascontiguousarray(w, sums), used, geometry.groups)
     added = None if held is None else np.ascontiguousarray(held)
-    for words, rows, columns, start in plans:
-        weight = _swapped(np.ascontiguousarray(w[..., rows, columns], sums), geometry.groups)
-        to = 0 if added is None else address(added) + start
-        _run(words, dy, y, weight, None, number, address(dx) + start, to)
+    _run(words, dy, y, weight, None, parameter(alpha, sums), address(dx), optional_address(added))

@@ -1,12 +1,13 @@
 """How a convolution is divided among threads, and where the words stand that tell its kernel.
 
 Output position r of an axis, tap t of the kernel: the element of the input with number r * stride + taps[t], or 0 where that
-lies outside. This holds of conv2d, and of each phase of the gradient of its input.
+lies outside. This holds of conv2d. Of the gradient of its input it holds of each grid of results: if the stride is 2, say, the
+even rows and columns, the even rows and odd columns, and so on. All grids read one band.
 
 Importing this module needs neither Numba nor llvmlite.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 
@@ -28,15 +29,19 @@ ROWS = 144  # copy of rows, all phases of the columns at once; 0 if there is non
 SOURCE = 152  # of x or dy the steps of images, channels, rows and elements; its rows and columns; the step of groups
 SECOND = 208  # of what tells the derivative the steps of images, channels, rows, elements and groups
 OUT = 248  # of the results the steps of images, channels, rows, elements and groups; whether rows follow without gaps
-SIZES = 296  # rows of the weight and terms of a group, groups, channels of a group, images, rows and columns of results
-PHASES = 352  # of the rows how many and their list, of the columns how many and their list, strides
-LOWEST = 400  # for rows and for columns: the lowest tap, and the distance to the highest, in steps of the stride
-BAND = 432  # whether there is none; the pitches of channels, phases of rows, of columns, images and rows; bytes
-OFFSETS = 488  # of all terms, from a position of the band on
-FLAT = 496  # whether positions are those of the band, gaps included, and nothing is packed; bytes of a channel to read, or 0
-PARTS = 512  # of a part the images, rows, columns; how many an image has by rows and columns; how many parts that makes; of a
+SIZES = 296  # rows of the weight of a group, groups, channels of a group, images
+GRIDS = 328  # how many and their list
+PHASES = 344  # of the rows how many and their list, of the columns how many and their list, strides
+LOWEST = 392  # for rows and for columns: the lowest tap, and the distance to the highest, in steps of the stride
+BAND = 424  # whether there is none; the pitches of channels, phases of rows, of columns, images and rows; bytes
+FLAT = 480  # whether positions are those of the band, gaps included, and nothing is packed; bytes of a channel to read, or 0
+PARTS = 496  # of a part the images, rows, columns; how many an image has by rows and columns; how many parts that makes; of a
 # part the channels and how many that makes, the groups; how many parts in all
-_WORDS = 74
+_WORDS = 72
+
+# Bytes of a grid in the list. Its words: terms of a group; the offsets of all terms, from a position of the band on; where its
+# weight and where its results begin; rows and columns of its results.
+GRID = 48
 
 # Multiply-adds below which a convolution stays on one thread, and those that are worth a part.
 SERIAL = 500_000
@@ -93,8 +98,24 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Results that read the same taps: where they begin, in bytes, and their axes."""
+
+    start: int
+    rows: Axis
+    columns: Axis
+
+    @property
+    def taps(self) -> int:
+        return len(self.rows.taps) * len(self.columns.taps)
+
+
+@dataclass(frozen=True)
 class Job:
-    """The product of a weight and patches: sizes of a group, and steps as the words of a plan have them."""
+    """The product of a weight and patches: sizes of a group, and steps as the words of a plan have them.
+
+    If there are grids, `rows` and `columns` have the size of the largest and the taps of all.
+    """
 
     rows: Axis
     columns: Axis
@@ -107,11 +128,16 @@ class Job:
     out: tuple[int, int, int, int]
     tiling: Tiling
     threads: int
+    grids: tuple[Grid, ...] = ()
 
     @property
-    def k(self) -> int:
-        """Terms."""
-        return self.channels * len(self.rows.taps) * len(self.columns.taps)
+    def all_grids(self) -> tuple[Grid, ...]:
+        return self.grids or (Grid(0, self.rows, self.columns),)
+
+    @property
+    def taps(self) -> int:
+        """Those of all grids."""
+        return sum(grid.taps for grid in self.all_grids)
 
 
 def _even(total: int, most: int) -> int:
@@ -148,17 +174,29 @@ class _Band:
         inside = max(min(axis.source - axis.low, count) - left, 0)
         return max(count, left + inside + -inside % lanes)
 
-    def offsets(self, job: Job) -> npt.NDArray[np.int64]:
+    def offsets(self, job: Job, grid: Grid) -> npt.NDArray[np.int64]:
         """Those of all terms."""
 
-        def along(axis: Axis, pitch: int, phase: int) -> npt.NDArray[np.int64]:
-            steps = (axis.phases.index(t % axis.stride) * phase + (t // axis.stride - axis.low) * pitch for t in axis.taps)
+        def along(axis: Axis, taps: tuple[int, ...], pitch: int, phase: int) -> npt.NDArray[np.int64]:
+            steps = (axis.phases.index(t % axis.stride) * phase + (t // axis.stride - axis.low) * pitch for t in taps)
             return np.array([*steps], np.int64)
 
-        channels = self.channel * np.arange(job.channels, dtype=np.int64)
-        rows = along(job.rows, self.pitch, self.row_phase)
-        columns = along(job.columns, job.tiling.size, self.column_phase)
-        return (channels[:, None, None] + rows[:, None] + columns).ravel()
+        rows = along(job.rows, grid.rows.taps, self.pitch, self.row_phase)
+        columns = along(job.columns, grid.columns.taps, job.tiling.size, self.column_phase)
+        return _sums(self.channel * np.arange(job.channels, dtype=np.int64), rows, columns)
+
+
+def _sums(*offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Those of each channel, row and column."""
+    channels, rows, columns = offsets
+    return (channels[:, None, None] + rows[:, None] + columns).ravel()
+
+
+def _offsets_in_place(job: Job, grid: Grid) -> npt.NDArray[np.int64]:
+    """Those of all terms, where the input lies."""
+    _, channel, row, step = job.source
+    channels = channel * np.arange(job.channels, dtype=np.int64)
+    return _sums(channels, row * np.array(grid.rows.taps, np.int64), step * np.array(grid.columns.taps, np.int64))
 
 
 def _is_in_place(job: Job) -> bool:
@@ -256,12 +294,13 @@ def make(job: Job, addresses: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], l
     rows, columns = job.rows, job.columns
     source, out = job.source, job.out
     is_dense = out[2] == columns.size * out[3]
-    if in_place and is_dense and rows.is_identity and columns.is_identity and source[2] == columns.source * source[3]:
+    is_plane = rows.is_identity and columns.is_identity and is_dense and source[2] == columns.source * source[3]
+    if in_place and is_plane and len(job.all_grids) == 1:
         # Whole planes are rows.
         rows, columns = Axis(1, 1, 1, (0,)), Axis(rows.size * columns.size, rows.size * columns.size, 1, (0,))
-        job = Job(rows, columns, *(getattr(job, name) for name in list(Job.__dataclass_fields__)[2:]))
+        job = replace(job, rows=rows, columns=columns, grids=())
     positions = job.images * rows.size * columns.size
-    work = job.groups * job.m * max(job.k, 1) * positions
+    work = job.groups * job.m * max(job.channels * job.taps, 1) * positions
     wanted = 1
     if work >= SERIAL and job.threads > 1:
         wanted = max(job.threads, min(PARTS_PER_THREAD * job.threads, work // GRAIN))
@@ -287,17 +326,17 @@ def make(job: Job, addresses: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], l
     limit = 0
     if in_place:
         limit = rows.source * source[2] - max(rows.taps) * source[2] - max(columns.taps) * source[3]
-        offsets = (
-            source[1] * np.arange(job.channels, dtype=np.int64)[:, None, None]
-            + source[2] * np.array(rows.taps, np.int64)[:, None]
-            + source[3] * np.array(columns.taps, np.int64)
-        ).ravel()
         pitch = rows.stride * source[2]
         pitches = (1, 0, 0, 0, pitch * rows.size if flat else source[0], pitch, 0)
     else:
-        offsets = band.offsets(job)
         pitches = (0, band.channel, band.row_phase, band.column_phase, band.image, band.pitch, band.nbytes)
-    lists = [offsets, np.array(rows.phases, np.int64), np.array(columns.phases, np.int64)]
+    offsets = [_offsets_in_place(job, grid) if in_place else band.offsets(job, grid) for grid in job.all_grids]
+    grids, weight = [], 0
+    for grid, its_offsets in zip(job.all_grids, offsets, strict=True):
+        k = len(its_offsets)
+        grids += [k, its_offsets.ctypes.data, weight, grid.start, grid.rows.size, grid.columns.size]
+        weight += job.groups * job.m * k * tiling.size
+    lists = [np.array(each, np.int64) for each in (grids, rows.phases, columns.phases)]
     second = job.second or (0, 0, 0, 0)
     words = [
         *(MR, tiling.widths[0], NR, tiling.lanes, *tiling.wide, tiling.in_size, tiling.size),
@@ -305,13 +344,13 @@ def make(job: Job, addresses: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], l
         *(*source, rows.source, columns.source, job.channels * source[1]),
         *(*second, job.channels * second[1]),
         *(*out, job.m * out[1], int(is_dense)),
-        *(job.m, job.k, job.groups, job.channels if job.k else 0, job.images, rows.size, columns.size),
+        *(job.m, job.groups, job.channels if job.taps else 0, job.images, len(job.all_grids), lists[0].ctypes.data),
         *(len(rows.phases), lists[1].ctypes.data, len(columns.phases), lists[2].ctypes.data, rows.stride, columns.stride),
         *(rows.low, rows.span, columns.low, columns.span),
         *pitches,
-        *(offsets.ctypes.data, int(flat), limit),
+        *(int(flat), limit),
         *(images, some_rows, some_columns, row_parts, column_parts, places, channels, channel_parts, groups),
         places * channel_parts * ceil(job.groups / groups),
     ]
     assert len(words) == _WORDS, len(words)
-    return np.array(words, np.int64), lists
+    return np.array(words, np.int64), lists + offsets
