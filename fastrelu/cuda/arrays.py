@@ -307,7 +307,9 @@ def _interface_view(value: Any, library: str) -> DeviceArray:
     else:
         numpy_type = np.dtype(said["typestr"])
         dtype, itemsize = name_of(numpy_type), numpy_type.itemsize
-    strides = said.get("strides") or dlpack.contiguous_strides(shape, itemsize)
+    # numba-cuda says None of broadcast arrays as well
+    strides = value.strides if library == "numba" else said.get("strides")
+    strides = strides or dlpack.contiguous_strides(shape, itemsize)
     using = launch.active()
     device = using.device_of(pointer) if pointer else using.current()
     stream = said.get("stream") or DEFAULT_STREAM

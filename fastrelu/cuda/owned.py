@@ -60,7 +60,16 @@ class OwnedArray:
     def __dlpack_device__(self) -> tuple[int, int]:
         return dlpack.CUDA, self.device
 
-    def __dlpack__(self, *, stream: int | None = None, max_version: tuple[int, int] | None = None, **_: Any) -> Any:
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        if copy or dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError(f"an OwnedArray lends its memory on CUDA device {self.device}: copy_to_host() makes a copy")
         waiting = 1 if stream is None else stream
         if waiting not in (-1, self.stream):  # -1 asks for no order
             launch.active().wait_for(self.device, waiting, self.stream)
