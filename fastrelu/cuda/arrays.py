@@ -231,6 +231,7 @@ class Work:
     def result(self, array: DeviceArray) -> Any:
         """What the caller gets: the library's array."""
         if isinstance(array.owner, OwnedArray) and self._first.library == "jax":
+            array.owner.has_lasting_readers = True  # JAX's streams, which may still read when it drops the array
             return sys.modules["jax"].dlpack.from_dlpack(array.owner)
         return array.owner
 

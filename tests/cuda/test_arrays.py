@@ -201,6 +201,17 @@ def test_consumer_of_an_own_array_waits(waits: list[tuple[int, int]]) -> None:
     assert own.__cuda_array_interface__["stream"] == 77
 
 
+def test_own_array_goes_back_after_its_lasting_readers(waits: list[tuple[int, int]]) -> None:
+    own = OwnedArray((3,), "float32", 0, DEFAULT_STREAM)
+    own.has_lasting_readers = True
+    for stream in (88, -1, DEFAULT_STREAM):
+        own.__dlpack__(stream=stream)
+    assert waits == [(88, 1)]
+    del own
+    gc.collect()
+    assert waits == [(88, 1), (1, 88)]
+
+
 @pytest.mark.parametrize("asked", [{"copy": True}, {"dl_device": (1, 0)}])
 def test_own_array_neither_copies_nor_moves(asked: dict[str, Any]) -> None:
     own = OwnedArray((3,), "float32", 0, DEFAULT_STREAM)
