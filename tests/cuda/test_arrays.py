@@ -487,12 +487,14 @@ def test_jax_gets_own_memory_and_is_waited_for(
         Work("f", {"x": x}, {"out": x})
 
 
-@pytest.mark.parametrize(("stream", "its"), [(None, 0), (33, "external 33")])
+@pytest.mark.parametrize(("stream", "its"), [(None, 0), (0, "default_stream()"), (33, "a stream")])
 def test_numba_array_knows_its_stream(monkeypatch: pytest.MonkeyPatch, stream: Any, its: Any) -> None:
     from fastrelu.cuda import toolkit
 
     class Array(Interface):
         __module__ = "numba.cuda.cudadrv.devicearray"
+
+        stream = its
 
         @property
         def strides(self) -> tuple[int, ...]:
@@ -504,12 +506,13 @@ def test_numba_array_knows_its_stream(monkeypatch: pytest.MonkeyPatch, stream: A
         return made
 
     gpus = [contextlib.nullcontext()]
-    stand_in = SimpleNamespace(gpus=gpus, device_array=device_array, external_stream=lambda handle: f"external {handle}")
+    stand_in = SimpleNamespace(gpus=gpus, device_array=device_array)
     monkeypatch.setattr(toolkit, "cuda", stand_in)
     with Work("f", {"x": Array(np.zeros((2, 3)), stream=stream)}) as work:
         y = work.empty((2, 3), "float32", (1, 0))
     assert (y.library, y.strides) == ("numba", (4, 8))
     assert work.result(y).stream == its
+    assert work.stream == (stream or DEFAULT_STREAM)
     assert type(work.empty((2,), "bfloat16").owner) is OwnedArray  # of which numba knows nothing
 
 
