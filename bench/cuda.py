@@ -290,7 +290,7 @@ def row(point: Point) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write the file."""
     parser = argparse.ArgumentParser(prog="python -m bench.cuda", description=__doc__)
-    parser.add_argument("--only", help="one group of points, printed only: " + ", ".join(GROUPS))
+    parser.add_argument("--only", choices=GROUPS, help="one group of points, printed only")
     parser.add_argument("--shapes", type=Path, help="other layers, from a JSON file")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where to write")
     options = parser.parse_args(arguments)

@@ -219,7 +219,7 @@ class Work:
         elif library == "cupy":
             made = _cupy_empty(self.device, shape, dtype, order)
         elif library == "numba" and dtype != "bfloat16":
-            made = _numba_empty(self.device, self.stream, shape, dtype, order)
+            made = _numba_empty(self._first.owner, self.device, shape, dtype, order)
         else:
             made = OwnedArray(shape, dtype, self.device, self.stream, order)
         return _view(made)
@@ -231,6 +231,7 @@ class Work:
     def result(self, array: DeviceArray) -> Any:
         """What the caller gets: the library's array."""
         if isinstance(array.owner, OwnedArray) and self._first.library == "jax":
+            array.owner.has_lasting_readers = True  # JAX's streams, which may still read when it drops the array
             return sys.modules["jax"].dlpack.from_dlpack(array.owner)
         return array.owner
 
@@ -297,7 +298,7 @@ def _interface_view(value: Any, library: str) -> DeviceArray:
         raise _Unfit(f"must have a __cuda_array_interface__ of version 2 or later, not {said['version']}")
     if said.get("mask") is not None:
         raise _Unfit("has a mask, which no operation takes")
-    if said.get("stream") == 0:
+    if said.get("stream") == 0 and library != "numba":  # numba-cuda says so of its default_stream()
         raise _Unfit("names the stream 0, which __cuda_array_interface__ does not allow")
     shape, (pointer, read_only) = tuple(map(int, said["shape"])), said["data"]
     if said["typestr"][1:] == "V2":  # bfloat16 of ml_dtypes
@@ -307,7 +308,9 @@ def _interface_view(value: Any, library: str) -> DeviceArray:
     else:
         numpy_type = np.dtype(said["typestr"])
         dtype, itemsize = name_of(numpy_type), numpy_type.itemsize
-    strides = said.get("strides") or dlpack.contiguous_strides(shape, itemsize)
+    # numba-cuda says None of broadcast arrays as well
+    strides = value.strides if library == "numba" else said.get("strides")
+    strides = strides or dlpack.contiguous_strides(shape, itemsize)
     using = launch.active()
     device = using.device_of(pointer) if pointer else using.current()
     stream = said.get("stream") or DEFAULT_STREAM
@@ -347,14 +350,13 @@ def _cupy_empty(device: int, shape: tuple[int, ...], dtype: str, order: tuple[in
         return cupy.empty(tuple(shape[axis] for axis in order), _numpy_type(dtype)).transpose(np.argsort(order).tolist())
 
 
-def _numba_empty(device: int, stream: int, shape: tuple[int, ...], dtype: str, order: tuple[int, ...] | None) -> Any:
+def _numba_empty(like: Any, device: int, shape: tuple[int, ...], dtype: str, order: tuple[int, ...] | None) -> Any:
     from fastrelu.cuda.toolkit import cuda
 
     kind = np.dtype(dtype)
     with cuda.gpus[device]:
-        # An array says in which stream it is being written.
-        its = 0 if stream == DEFAULT_STREAM else cuda.external_stream(stream)
-        return cuda.device_array(shape, kind, strides=ordered_strides(shape, kind.itemsize, order), stream=its)
+        # An array says in which stream it is being written, and keeps that alive.
+        return cuda.device_array(shape, kind, strides=ordered_strides(shape, kind.itemsize, order), stream=like.stream)
 
 
 def _numpy_type(dtype: str) -> Any:

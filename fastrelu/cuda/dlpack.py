@@ -5,6 +5,7 @@ Layout of the structures: https://dmlc.github.io/dlpack/latest/c_api.html
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 from typing import Any, NamedTuple
 
@@ -162,21 +163,33 @@ def _is_called(capsule: Any, name: bytes) -> bool:
     return bool(is_valid(capsule, name))
 
 
-def _forget_lent(address: int) -> None:
-    _lent.pop(address, None)
+def _callbacks(lent: dict[int, Any]) -> tuple[Any, Any]:
+    """What consumers call when they are done, and what a capsule calls when it dies.
 
-
-_delete = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_forget_lent)
-
-
-def _forget_capsule(capsule: int) -> None:
-    """A capsule dies: what is still called as it was made has never been consumed."""
-    prototype = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
-    is_valid = prototype(("PyCapsule_IsValid", ctypes.pythonapi))
+    Both may be called while Python ends, when the names of this module are gone already: they know all that they use.
+    """
+    names = _NEW, _NEW_VERSIONED
+    is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
     get = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
-    for name in (_NEW, _NEW_VERSIONED):
-        if is_valid(capsule, name):
-            _forget_lent(get(capsule, name))
+
+    def delete(address: int) -> None:
+        lent.pop(address, None)
+
+    def forget(capsule: int) -> None:
+        for name in names:
+            if is_valid(capsule, name):  # what is still called as it was made has never been consumed
+                lent.pop(get(capsule, name), None)
+
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(delete), ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(forget)
 
 
-_forget = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(_forget_capsule)
+_delete, _forget = _callbacks(_lent)
+for _kept in (_lent, _delete, _forget):  # for ever: consumers may live longer than this module
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept))
+
+
+@atexit.register
+def _leave() -> None:
+    """What is lent when Python ends is never given back: its consumers may come to an end when nothing can be called."""
+    for managed, *_ in list(_lent.values()):
+        managed.deleter = None

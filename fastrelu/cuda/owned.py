@@ -32,6 +32,9 @@ class OwnedArray:
     ----------
     pointer, strides, nbytes
         The address, steps in bytes, and size in bytes.
+    has_lasting_readers : bool
+        Whether the streams of those who take the array through DLPack exist as long as it does: the memory then goes back
+        after what they were told. Not so at first.
     """
 
     def __init__(
@@ -42,7 +45,9 @@ class OwnedArray:
         self.nbytes = int(np.prod(shape, dtype=np.int64)) * ITEMSIZES[dtype]
         using = launch.active()
         self.pointer = using.allocate(device, self.nbytes, stream)
-        weakref.finalize(self, using.free, device, self.pointer, stream).atexit = False
+        self._readers: set[int] = set()
+        self.has_lasting_readers = False
+        weakref.finalize(self, _give_back, using, device, self.pointer, stream, self._readers).atexit = False
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -60,10 +65,21 @@ class OwnedArray:
     def __dlpack_device__(self) -> tuple[int, int]:
         return dlpack.CUDA, self.device
 
-    def __dlpack__(self, *, stream: int | None = None, max_version: tuple[int, int] | None = None, **_: Any) -> Any:
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        if copy or dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError(f"an OwnedArray lends its memory on CUDA device {self.device}: copy_to_host() makes a copy")
         waiting = 1 if stream is None else stream
         if waiting not in (-1, self.stream):  # -1 asks for no order
             launch.active().wait_for(self.device, waiting, self.stream)
+            if self.has_lasting_readers:
+                self._readers.add(waiting)
         versioned = max_version is not None and max_version >= (1, 0)
         where = dlpack.CUDA, self.device
         return dlpack.write(self, self.pointer, self.shape, self.strides, self.dtype, ITEMSIZES[self.dtype], where, versioned)
@@ -82,6 +98,12 @@ class OwnedArray:
 
     def __repr__(self) -> str:
         return f"OwnedArray(shape={self.shape}, dtype={self.dtype}, device={self.device})"
+
+
+def _give_back(using: launch.Driver, device: int, pointer: int, stream: int, readers: set[int]) -> None:
+    for reader in readers:
+        using.wait_for(device, stream, reader)
+    using.free(device, pointer, stream)
 
 
 def ordered_strides(shape: tuple[int, ...], itemsize: int, order: tuple[int, ...] | None) -> tuple[int, ...]:

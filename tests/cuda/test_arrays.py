@@ -14,6 +14,7 @@ from numpy.testing import assert_array_equal
 from fastrelu.cuda import arrays, dlpack, launch
 from fastrelu.cuda.arrays import DEFAULT_STREAM, Work, view
 from fastrelu.cuda.owned import OwnedArray
+from tests.subprocesses import run
 
 
 @pytest.fixture(autouse=True)
@@ -198,6 +199,46 @@ def test_consumer_of_an_own_array_waits(waits: list[tuple[int, int]]) -> None:
         own.__dlpack__(stream=stream)
     assert waits == [(1, 77), (1, 77), (2, 77), (88, 77)]
     assert own.__cuda_array_interface__["stream"] == 77
+
+
+def test_own_array_goes_back_after_its_lasting_readers(waits: list[tuple[int, int]]) -> None:
+    own = OwnedArray((3,), "float32", 0, DEFAULT_STREAM)
+    own.has_lasting_readers = True
+    for stream in (88, -1, DEFAULT_STREAM):
+        own.__dlpack__(stream=stream)
+    assert waits == [(88, 1)]
+    del own
+    gc.collect()
+    assert waits == [(88, 1), (1, 88)]
+
+
+@pytest.mark.parametrize("asked", [{"copy": True}, {"dl_device": (1, 0)}])
+def test_own_array_neither_copies_nor_moves(asked: dict[str, Any]) -> None:
+    own = OwnedArray((3,), "float32", 0, DEFAULT_STREAM)
+    with pytest.raises(BufferError, match="lends its memory on CUDA device 0"):
+        own.__dlpack__(**asked)
+    assert own.__dlpack__(dl_device=(2, 0), copy=False)
+
+
+def test_consumers_outlive_the_interpreter() -> None:
+    code = """
+import sys
+import numpy as np
+from fastrelu.cuda import dlpack
+
+class Lender:
+    host = np.arange(3.0)
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+    def __dlpack__(self, **keywords):
+        return dlpack.write(self, self.host.ctypes.data, (3,), (8,), "float64", 8, (1, 0), True)
+
+sys.kept = [np.from_dlpack(Lender()), Lender().__dlpack__()]  # die after the modules
+sys.kept.append(sys.kept)
+"""
+    assert run(code) == ""
 
 
 def test_own_array_in_another_order() -> None:
@@ -446,12 +487,18 @@ def test_jax_gets_own_memory_and_is_waited_for(
         Work("f", {"x": x}, {"out": x})
 
 
-@pytest.mark.parametrize(("stream", "its"), [(None, 0), (33, "external 33")])
+@pytest.mark.parametrize(("stream", "its"), [(None, 0), (0, "default_stream()"), (33, "a stream")])
 def test_numba_array_knows_its_stream(monkeypatch: pytest.MonkeyPatch, stream: Any, its: Any) -> None:
     from fastrelu.cuda import toolkit
 
     class Array(Interface):
         __module__ = "numba.cuda.cudadrv.devicearray"
+
+        stream = its
+
+        @property
+        def strides(self) -> tuple[int, ...]:
+            return tuple(self.said.get("strides") or self.host.strides)
 
     def device_array(shape: Any, dtype: Any, strides: Any, stream: Any) -> Array:
         made = Array(np.empty(shape, dtype), strides=strides)
@@ -459,13 +506,22 @@ def test_numba_array_knows_its_stream(monkeypatch: pytest.MonkeyPatch, stream: A
         return made
 
     gpus = [contextlib.nullcontext()]
-    stand_in = SimpleNamespace(gpus=gpus, device_array=device_array, external_stream=lambda handle: f"external {handle}")
+    stand_in = SimpleNamespace(gpus=gpus, device_array=device_array)
     monkeypatch.setattr(toolkit, "cuda", stand_in)
     with Work("f", {"x": Array(np.zeros((2, 3)), stream=stream)}) as work:
         y = work.empty((2, 3), "float32", (1, 0))
     assert (y.library, y.strides) == ("numba", (4, 8))
     assert work.result(y).stream == its
+    assert work.stream == (stream or DEFAULT_STREAM)
     assert type(work.empty((2,), "bfloat16").owner) is OwnedArray  # of which numba knows nothing
+
+
+def test_broadcast_array_of_numba_keeps_its_strides() -> None:
+    class Array(Interface):
+        __module__ = "numba.cuda.cudadrv.devicearray"
+        strides = (0, 8)
+
+    assert record(Array(np.zeros((2, 3)), strides=None)).strides == (0, 8)
 
 
 def test_record_of_a_device_that_the_driver_names(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
