@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from fastrelu.cuda import launch
 from fastrelu.operations import FLOATS
@@ -63,3 +64,8 @@ def to_host(array: Any) -> Array:
     buffer = np.empty(array.nbytes, np.uint8)
     launch.active().copy_to_host(array.device, buffer.ctypes.data, array.pointer, array.nbytes, array.stream)
     return np.lib.stride_tricks.as_strided(buffer.view(dtype_of(array.dtype)), array.shape, array.strides)
+
+
+def nightly(*values: Any) -> list[Any]:
+    """The same as parameters of tests that run by night: most of them compile kernels of their own, one to two seconds each."""
+    return [pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.nightly) for value in values]
