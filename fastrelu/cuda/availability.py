@@ -6,9 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 from fastrelu.cuda import launch
-
-_FIRST_CAPABILITY = (8, 0)
-"""The oldest GPUs with asynchronous copies to shared memory and tensor cores for TF32 and bfloat16."""
+from fastrelu.cuda.launch import FIRST_CAPABILITY
 
 
 class Device(NamedTuple):
@@ -61,9 +59,9 @@ def reason() -> str:
         return str(error)
     if not found:
         return "the NVIDIA driver finds no GPU"
-    if all(device.capability < _FIRST_CAPABILITY for device in found):
+    if all(device.capability < FIRST_CAPABILITY for device in found):
         names = ", ".join(f"{device.name} has {device.capability[0]}.{device.capability[1]}" for device in found)
-        return f"compute capability {_FIRST_CAPABILITY[0]}.{_FIRST_CAPABILITY[1]} is needed, and {names}"
+        return f"compute capability {FIRST_CAPABILITY[0]}.{FIRST_CAPABILITY[1]} is needed, and {names}"
     return ""
 
 

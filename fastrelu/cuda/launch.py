@@ -36,6 +36,8 @@ Grid = tuple[int, int, int]
 
 _FREE_SHARED_MEMORY = 48 << 10
 """Bytes of dynamic shared memory that a kernel may have without asking."""
+FIRST_CAPABILITY = (8, 0)
+"""The oldest GPUs with asynchronous copies to shared memory, and with tensor cores for TF32 and bfloat16."""
 _OLDEST_DRIVER = 13000
 """Version of CUDA whose machine code numba-cuda[cu13] makes."""
 
@@ -258,6 +260,11 @@ class CudaDriver:
         from fastrelu.cuda.toolkit import link, target_of
 
         api, capability = self._api, self.capability(device)
+        if capability < FIRST_CAPABILITY:
+            has, needs = (".".join(map(str, pair)) for pair in (capability, FIRST_CAPABILITY))
+            raise RuntimeError(
+                f"CUDA device {device} ({self.name(device)}) has compute capability {has}, and kernels need {needs}"
+            )
         target = target_of(capability)
         ptx, name = kernel.ptx(target)
         # A device that is newer than all targets gets what its driver makes of the PTX.
@@ -330,7 +337,8 @@ class CudaDriver:
     def _call(self, function: Any, *arguments: Any) -> Any:
         error, *values = function(*arguments)
         if error:
-            raise RuntimeError(f"CUDA: {function.__name__}: {self._text(error)}")
+            kind = MemoryError if error == self._api.CUresult.CUDA_ERROR_OUT_OF_MEMORY else RuntimeError
+            raise kind(f"CUDA: {function.__name__}: {self._text(error)}")
         return values[0] if values else None
 
     def _text(self, error: Any) -> str:

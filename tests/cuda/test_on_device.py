@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,8 +30,15 @@ def reason() -> str:
         return str(error)
 
 
+def has(library: str) -> bool:
+    """Whether a library is installed, and knows of GPUs: there are builds of PyTorch that do not."""
+    if library != "torch":
+        return library == "numba" or find_spec(library) is not None
+    return find_spec("torch") is not None and import_module("torch").cuda.is_available()
+
+
 NO_GPU = reason()
-LIBRARIES = [name for name in ("numba", "cupy", "torch") if NO_GPU == "" and (name == "numba" or find_spec(name))]
+LIBRARIES = [name for name in ("numba", "cupy", "torch") if NO_GPU == "" and has(name)]
 needs_gpu = pytest.mark.skipif(NO_GPU != "", reason=NO_GPU)
 needs_torch = pytest.mark.skipif("torch" not in LIBRARIES, reason=NO_GPU or "PyTorch is not installed")
 needs_cupy = pytest.mark.skipif("cupy" not in LIBRARIES, reason=NO_GPU or "CuPy is not installed")
