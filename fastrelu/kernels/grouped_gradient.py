@@ -4,7 +4,6 @@ groups side by side in a vector.
 Each lane is an output channel, and meets one input channel of its own group at a time.
 """
 
-from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, register_jitable
 

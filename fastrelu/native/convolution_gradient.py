@@ -66,9 +66,11 @@ def _words(
     # Images that follow one another without a gap are as one.
     is_one = all(steps[0] == out_height * out_width * steps[2] for steps in (dy_steps, y_steps) if steps is not None)
     plane = out_height * out_width * (images if is_one else 1)
-    # Groups that would leave most lanes of a vector idle are columns of one product, and so is db alone.
+    # Groups that would leave most lanes of a vector idle are columns of one product, and so is db alone. To bring their
+    # channels together takes longer than the sums of a single tap.
     of_group = outputs // geometry.groups
-    is_together = geometry.groups > 1 and channels > 0 and 2 * of_group <= tiling.widths[0]
+    is_worth = of_group == 1 or (kernel != (1, 1) and 4 * of_group <= tiling.widths[0])
+    is_together = geometry.groups > 1 and channels > 0 and is_worth
     groups = 1 if is_together or channels == 0 else geometry.groups
     addresses = loops.addresses_of_weight_gradient(formula, tiling.dtype, vector_bytes)
     end = (
