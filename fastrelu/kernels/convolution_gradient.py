@@ -3,7 +3,7 @@
 ``build``       the routine, which divides the sums among threads
 ``_tile``       a part of it: some rows and columns of dw, over all positions
 ``_slab``       another kind: all of dw, over one block of positions (`fastrelu.kernels.slabs` says why)
-``_add_depthwise``  the same where each channel has kernels of its own: channels stand side by side
+``_add_together``  the same where groups have few outputs: those of several groups stand side by side
 ``_add_block``  one block of positions: forms dz, copies patches, and leaves the sums to the micro-kernel
 ``_ask``        what the next block needs, for the micro-kernel to fetch meanwhile
 ``_split``      where the positions of a block stand in the images
@@ -19,6 +19,7 @@ each with every s-th column, so that neighbours of the output are neighbours the
 from numba.extending import register_jitable
 
 from fastrelu.kernels.gradient import GRADIENT_SCRATCH, OPERAND, PLACE, form_block
+from fastrelu.kernels.grouped_gradient import AT_ONCE
 from fastrelu.kernels.linear import STRIDE
 from fastrelu.kernels.matrix import SERIAL
 from fastrelu.kernels.memory import (
@@ -36,6 +37,7 @@ from fastrelu.kernels.memory import (
     store,
     words,
     write_byte,
+    write_word,
     write_words,
 )
 from fastrelu.kernels.packing import pack_block, panel_width
@@ -59,7 +61,7 @@ OUTPUT = 200  # channels of a group, height, width
 KERNEL = 224  # height, width, strides, padding at the top and the left, dilations
 KIND = 288  # rows of a tile, lanes of the narrowest and the widest, bytes of an element and of a sum
 PARTS = 328  # packing, micro-kernels, forming of dz, delivery, adding of sums, packing of sums; the address of a one
-DEPTHWISE = 384  # `fastrelu.kernels.depthwise_gradient` if channels are taken one by one: they count as columns of one group
+TOGETHER = 384  # both parts of `fastrelu.kernels.grouped_gradient` if all groups count as one; outputs of one of them
 
 LINE = 64
 # Output rows from which on every row has a piece of the band of its own.
@@ -75,6 +77,9 @@ SOON = 24 * (3 * (8 * KC // LINE + IMAGES) + 1)
 
 # After the words of a job, which begin with those of its kind: blocks of positions, and rows with the one of ones.
 _JOB = JOB + 16
+
+# What the micro-kernel for several groups is told.
+_ADD = 72 + 8 * AT_ONCE
 
 # A thread's scratch memory.
 RUN, PIECE = 24, 48
@@ -154,9 +159,9 @@ def _split(problem, scratch, first, terms):
 
 
 @register_jitable
-def _fill(problem, scratch, pieces, band, x, channels, phase, row, channel, unit):
-    """Copy what some channels have in the pieces of the band."""
-    x_image, x_channel, x_row, x_column = words(problem + X + 8, 4)
+def _fill(problem, scratch, pieces, band, x, x_step, channels, phase, row, channel, unit):
+    """Copy what some channels, `x_step` bytes apart, have in the pieces of the band."""
+    x_image, _, x_row, x_column = words(problem + X + 8, 4)
     height, width = words(problem + INPUT + 24, 2)
     stride = read_word(problem + KERNEL + 24)
     SIZE, pack = words(problem + KIND + 32, 2)
@@ -181,7 +186,7 @@ def _fill(problem, scratch, pieces, band, x, channels, phase, row, channel, unit
                 if right < outputs:
                     for i in range(first_row, end_row):
                         _clear(target + i * row + right * SIZE, (outputs - right) * SIZE)
-                source += x_channel
+                source += x_step
                 target += channel
 
 
@@ -267,81 +272,73 @@ def _ask(problem, soon, group, first, j, outputs, r, rows, piece):
 
 
 @register_jitable
-def _side_by_side(problem, scratch, pieces, shape, x, channels, lanes, target):
-    """The band of some channels with the channels side by side; returns 1 if there was memory."""
+def _side_by_side(problem, scratch, pieces, shape, c, j, columns, band, lanes):
+    """Input channel `c` of the group of each output from `j` on, side by side."""
     phase, row, channel, unit = shape
-    x_channel = read_word(problem + X + 16)
+    x, _, x_channel = words(problem + X, 3)
+    channels = read_word(problem + INPUT + 16)
     NARROW, SIZE = read_word(problem + KIND + 8), read_word(problem + KIND + 32)
     pack_sums = read_word(problem + PARTS + 40)
-    most = (BAND_BYTES - LINE) // channel // NARROW * NARROW
-    band, memory = scratch + _BAND, 0
-    if most == 0:
-        most = NARROW
-        memory = malloc(channel * NARROW + LINE)
+    spread, outputs = words(problem + TOGETHER + 8, 2)
+    group = j // outputs
+    count = (j + columns - 1) // outputs - group + 1
+    step = channels * x_channel
+    _fill(problem, scratch, pieces, band, x + group * step + c * x_channel, step, count, phase, row, channel, unit)
+    if outputs == 1:
+        pack_block(pack_sums, band, SIZE, channel, channel // SIZE, count, lanes, NARROW * SIZE)
+    else:
+        task = stack(64)
+        write_words(task, (band, channel, count, (group + 1) * outputs - j, outputs, channel // SIZE, lanes, NARROW))
+        call_address(spread, task, 0)
+
+
+@register_jitable
+def _add_together(problem, scratch, number, r0, r1, j0, j1, sums, sums_row, is_first):
+    """The sums of one block of positions, with the outputs of several groups as columns; returns 1 if there was memory."""
+    images, _, channels = words(problem + INPUT, 3)
+    OH, OW = words(problem + OUTPUT + 8, 2)
+    KH, KW, _, column_stride, _, _, _, column_dilation = words(problem + KERNEL, 8)
+    NARROW, SIZE = read_word(problem + KIND + 8), read_word(problem + KIND + 32)
+    add = read_word(problem + TOGETHER)
+    first, taps = number * KC, KH * KW
+    terms, k = smaller(KC, images * OH * OW - first), channels * taps
+    _form(problem, scratch, 0, first, terms, j0, j1)
+    runs, pieces, phase, row, channel, unit, tap_row = _split(problem, scratch, first, terms)
+    shape = phase, row, channel, unit
+    band, lanes, memory = scratch + _BAND, scratch + _PATCHES, 0
+    nbytes = channel * NARROW + LINE
+    if nbytes > smaller(BAND_BYTES, PATCHES_BYTES):
+        memory = malloc(2 * nbytes)
         if memory == 0:
             return 0
-        band = memory
-    for done in range(0, channels, most):
-        count = smaller(most, channels - done)
-        _fill(problem, scratch, pieces, band, x + done * x_channel, count, phase, row, channel, unit)
-        pack_block(pack_sums, band, SIZE, channel, channel // SIZE, count, target + done * SIZE, lanes * SIZE)
+        band, lanes = memory, memory + nbytes
+    task = stack(_ADD)
+    for j in range(j0, j1, NARROW):
+        dz, place = scratch + _DZ + (j - j0) * KC * SIZE, sums + (j - j0) * SIZE
+        total = place + (k - r0) * sums_row if r1 > k else 0
+        for c in range(smaller(r0, k - 1) // taps, ceil(smaller(r1, k), taps) if r0 < k else channels):
+            _side_by_side(problem, scratch, pieces, shape, c, j, smaller(NARROW, j1 - j), band, lanes)
+            start, end = larger(r0, c * taps), smaller(r1, (c + 1) * taps)
+            for r in range(start, larger(end, start + (total != 0)), AT_ONCE):
+                write_words(task, (NARROW * SIZE, dz, NARROW * SIZE, scratch + _RUNS, runs, sums_row, total, is_first))
+                write_word(task + 64, place + (r - r0) * sums_row)
+                for i in range(AT_ONCE):
+                    tap = smaller(r + i, end - 1) % taps
+                    shift = tap % KW * column_dilation
+                    source = tap // KW * tap_row + shift % column_stride * phase + shift // column_stride * SIZE
+                    write_word(task + 72 + 8 * i, lanes + source * NARROW)
+                call_address(add, task, larger(smaller(AT_ONCE, end - r), 0))
+                total = 0
     if memory != 0:
         free(memory)
     return 1
 
 
 @register_jitable
-def _add_depthwise(problem, scratch, number, r0, r1, j0, j1, sums, sums_row, is_first):
-    """The sums of one block of positions, for taps and channels that have nothing to do with each other; returns 1 if there
-    was memory.
-    """
-    x, _, x_channel = words(problem + X, 3)
-    images = read_word(problem + INPUT)
-    OH, OW = words(problem + OUTPUT + 8, 2)
-    KH, KW, _, column_stride, _, _, _, column_dilation = words(problem + KERNEL, 8)
-    _, NARROW, NR, _, SIZE, pack = words(problem + KIND, 6)
-    one, add = words(problem + PARTS + 48, 2)
-    first = number * KC
-    terms = smaller(KC, images * OH * OW - first)
-    _form(problem, scratch, 0, first, terms, j0, j1)
-    runs, pieces, phase, row, channel, unit, tap_row = _split(problem, scratch, first, terms)
-    shape = phase, row, channel, unit
-    task, worked = stack(64), 1
-    j = j0
-    while j < j1:
-        width = panel_width(j1 - j, NARROW, NR)
-        lanes = width if channel * width <= PATCHES_BYTES else NARROW
-        band, memory = scratch + _PATCHES, 0
-        if channel * lanes > PATCHES_BYTES:
-            memory = malloc(channel * lanes)
-            if memory == 0:
-                return 0
-            band = memory
-        for at in range(0, width, lanes):
-            channels = smaller(lanes, j1 - j - at)
-            worked &= _side_by_side(problem, scratch, pieces, shape, x + (j + at) * x_channel, channels, lanes, band)
-            for r in range(r0, r1 if worked else r0):
-                shift = r % KW * column_dilation
-                source = r // KW * tap_row + shift % column_stride * phase + shift // column_stride * SIZE
-                source, step = band + source * lanes, lanes * SIZE
-                if r == KH * KW:
-                    source, step = band, 0
-                    pack_block(pack, one, 0, 0, 1, lanes, band, 0)
-                dz = scratch + _DZ + (j - j0) * KC * SIZE + at * SIZE
-                write_words(task, (source, step, dz, width * SIZE, scratch + _RUNS, runs))
-                write_words(task + 48, (sums + (r - r0) * sums_row + (j - j0 + at) * SIZE, is_first))
-                call_address(add, task, lanes)
-        if memory != 0:
-            free(memory)
-        j += width
-    return worked
-
-
-@register_jitable
 def _add_block(problem, scratch, group, number, r0, r1, j0, j1, sums, sums_row, is_first):
     """The sums of one block of positions, for rows and columns of one group; returns 1 if there was memory."""
-    if read_word(problem + DEPTHWISE) != 0:
-        return _add_depthwise(problem, scratch, number, r0, r1, j0, j1, sums, sums_row, is_first)
+    if read_word(problem + TOGETHER) != 0:
+        return _add_together(problem, scratch, number, r0, r1, j0, j1, sums, sums_row, is_first)
     x, x_image, x_channel, _, x_column, is_flat = words(problem + X, 6)
     images, _, channels = words(problem + INPUT, 3)
     OH, OW = words(problem + OUTPUT + 8, 2)
@@ -383,7 +380,8 @@ def _add_block(problem, scratch, group, number, r0, r1, j0, j1, sums, sums_row, 
             most = larger((BAND_BYTES - LINE) // channel, 1)
             if (last - 1) // taps - c >= most:
                 end = last = (c + most) * taps
-            _fill(problem, scratch, pieces, band, x + c * x_channel, (last - 1) // taps - c + 1, phase, row, channel, unit)
+            count = (last - 1) // taps - c + 1
+            _fill(problem, scratch, pieces, band, x + c * x_channel, x_channel, count, phase, row, channel, unit)
             for i in range(r, last):
                 tap = i % taps
                 shift = tap % KW * column_dilation

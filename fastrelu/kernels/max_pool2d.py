@@ -45,6 +45,8 @@ CHANNELS = 64
 @register_jitable
 def _inside(start, step, count, end):
     """Of `count` places, `step` apart from `start` on: how many are negative, and how many are in ``range(end)``."""
+    if start >= 0 and start + (count - 1) * step < end:
+        return 0, count  # mostly, and a division takes as long as a small window
     before = smaller(count, (step - 1 - start) // step) if start < 0 else 0
     below = smaller(count, (end - start + step - 1) // step)
     return before, larger(0, below - before)
@@ -192,9 +194,10 @@ def forward(dtype: str, results: str, vector_bytes: int):
         lanes = way(task)
         planes = 1 if lanes == TOGETHER else c
         lines = n * planes * rows
-        for line in range(number * lines // parts, (number + 1) * lines // parts):
-            row, plane = line % rows, line // rows
-            image, channel = plane // planes, plane % planes
+        line, end = number * lines // parts, (number + 1) * lines // parts
+        row, plane = line % rows, line // rows
+        image, channel = plane // planes, plane % planes
+        for _ in range(line, end):
             top = row * a_step - above
             source = x + image * x_n + channel * x_c
             target = y + image * y_n + channel * y_c + row * y_h
@@ -210,6 +213,13 @@ def forward(dtype: str, results: str, vector_bytes: int):
                 at_each(of_x, of_y, of_i, c, h, w, columns, window, b_step, left, dilation, top)
             else:
                 one_by_one(of_x, of_y, of_i, 1, h, w, columns, window, b_step, left, dilation, top)
+            row += 1
+            if row == rows:
+                row = 0
+                channel += 1
+                if channel == planes:
+                    channel = 0
+                    image += 1
 
     part_address = callback_address(part, 2)
 

@@ -66,18 +66,22 @@ def _words(
     # Images that follow one another without a gap are as one.
     is_one = all(steps[0] == out_height * out_width * steps[2] for steps in (dy_steps, y_steps) if steps is not None)
     plane = out_height * out_width * (images if is_one else 1)
-    # Channels that each have one kernel of their own are columns of one product, and so is db alone.
-    is_depthwise = 1 < geometry.groups == channels == outputs
-    groups = 1 if is_depthwise or channels == 0 else geometry.groups
+    # Groups that would leave most lanes of a vector idle are columns of one product, and so is db alone. To bring their
+    # channels together takes longer than the sums of a single tap.
+    of_group = outputs // geometry.groups
+    is_worth = of_group == 1 or (kernel != (1, 1) and 4 * of_group <= tiling.widths[0])
+    is_together = geometry.groups > 1 and channels > 0 and is_worth
+    groups = 1 if is_together or channels == 0 else geometry.groups
     addresses = loops.addresses_of_weight_gradient(formula, tiling.dtype, vector_bytes)
     end = (
         *(images, groups, channels // geometry.groups, height, width),
         *(outputs // groups, out_height, out_width),
         *(*kernel, *geometry.stride, *geometry.padding[:2], *geometry.dilation),
-        *(tiling.rows, tiling.widths[0], tiling.widths[-1], tiling.in_size, tiling.size),
-        *addresses[:-1],
+        *(tiling.rows, tiling.widths[0], tiling.widths[0 if is_together else -1], tiling.in_size, tiling.size),
+        *addresses[:-2],
         address(_one(dtype)),
-        addresses[-1] if is_depthwise else 0,
+        *(addresses[-2:] if is_together else (0, 0)),
+        of_group,
     )
     after_x = *x_strides[:3], _steps(x, x_strides)[2] if x_is_flat else x_strides[3], int(x_is_flat)
     return after_x, (*dy_steps, plane), y_steps or (0, 0, 0), end, tiling.sum_dtype

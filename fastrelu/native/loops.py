@@ -203,7 +203,7 @@ def address_of_gradient(spec: Gradient) -> int:
 @cache
 def addresses_of_weight_gradient(formula: str, dtype: str, vector_bytes: int) -> tuple[int, ...]:
     """The functions that the gradient of a convolution's weight needs: packing, micro-kernels, forming of dz, delivery,
-    adding of sums, packing of these, and sums of channels by themselves.
+    adding of sums, packing of these, sums of groups side by side, and what spreads their channels.
     """
     tiling = matrix.Tiling(dtype, vector_bytes)
     sums = tiling.sum_dtype
@@ -218,7 +218,8 @@ def addresses_of_weight_gradient(formula: str, dtype: str, vector_bytes: int) ->
             _part(matrix.deliver_name(dtype, vector_bytes), "results", "build", dtype, vector_bytes),
             _part(matrix.add_up_name(sums, vector_bytes), "results", "add_up", sums, vector_bytes),
             _link_packing(sums, vector_bytes),
-            _part(matrix.depthwise_name(sums, vector_bytes), "depthwise_gradient", "build", sums, vector_bytes),
+            _part(matrix.grouped_name(sums, vector_bytes), "grouped_gradient", "build", sums, vector_bytes),
+            _part(matrix.spread_name(sums, vector_bytes), "grouped_gradient", "spread", sums, vector_bytes),
         )
 
 

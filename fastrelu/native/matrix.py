@@ -61,9 +61,14 @@ def rows_name(dtype: str, vector_bytes: int) -> str:
     return f"fastrelu_rows_{dtype}_{vector_bytes}"
 
 
-def depthwise_name(dtype: str, vector_bytes: int) -> str:
-    """What sums the products of channels side by side."""
-    return f"fastrelu_depthwise_gradient_{dtype}_{vector_bytes}"
+def grouped_name(dtype: str, vector_bytes: int) -> str:
+    """What sums the products of groups side by side."""
+    return f"fastrelu_grouped_gradient_{dtype}_{vector_bytes}"
+
+
+def spread_name(dtype: str, vector_bytes: int) -> str:
+    """What writes input channels side by side."""
+    return f"fastrelu_spread_{dtype}_{vector_bytes}"
 
 
 def form_name(formula: str, dtype: str, mask: bool, vector_bytes: int) -> str:
