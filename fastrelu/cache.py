@@ -286,6 +286,10 @@ def _kernels(function: str, dtype: str) -> Iterator[tuple[str, Load]]:
         kernels = [tuple(part.format(dtype) for part in kernel) for kernel in ROUTINES[function]]
         yield from ((" ".join(kernel), partial(routine, *kernel)) for kernel in kernels)
         return
+    if function == "conv2d_prelu":  # two passes
+        wide = "float32" if dtype in HALVES else dtype
+        yield from (*_kernels("conv2d", wide), *_kernels("prelu", wide))
+        return
     if function in CONVOLUTIONS:
         yield from _kernels_of_convolution(function, dtype, width)
         return

@@ -320,7 +320,7 @@ def test_warmup_of_what_is_no_type(dtype):
 
 
 def test_warmup_knows_every_function_with_kernels():
-    others = {"CacheInfo", "PackedWeight", "cache_info", "clear_cache", "release_memory", "warmup"}
+    others = {"CacheInfo", "PackedWeight", "cache_info", "clear_cache", "release_memory", "use", "warmup"}
     threads = {"get_num_threads", "num_threads", "set_num_threads"}
     assert set(FUNCTIONS) == set(fastrelu.__all__) - others - threads
 

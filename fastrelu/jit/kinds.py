@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.core import errors, types
@@ -13,6 +12,12 @@ from fastrelu.native.entries import MAX_AXES
 from fastrelu.operations import INTEGERS, Backward, Layer, Operation
 
 _NAMES = (*INTEGERS, "float32", "float64")
+
+
+class _Class(NamedTuple):
+    """The class of an operand, as NumPy hands it to what chooses a loop."""
+
+    type: type
 
 
 def plain(argument: Any) -> Any:
@@ -73,7 +78,7 @@ def element(operation: Operation | Layer | Backward, kinds: list[Any], whole: se
     whole : set of int
         Operands that are Python floats but whole numbers, which fit integers.
     """
-    from fastrelu.ufuncs import _element
+    from fastrelu.ufuncs import element_of
 
     data = [kind for i, kind in enumerate(kinds) if i != operation.parameter]
     has_array = any(isinstance(kind, types.Array) for kind in data)
@@ -83,6 +88,6 @@ def element(operation: Operation | Layer | Backward, kinds: list[Any], whole: se
             scalar = as_dtype(kind.dtype if isinstance(kind, types.Array) else kind).type
         else:
             scalar = int if isinstance(kind, types.Integer) or i in whole else float
-        classes.append(SimpleNamespace(type=scalar))
-    name = _element(operation, tuple(classes), False)
+        classes.append(_Class(scalar))
+    name = element_of(operation, classes, False)
     return from_dtype(np.dtype("float32" if name == "float16" else name))

@@ -105,8 +105,8 @@ def build(formula: str, dtype: str, mask: bool, vector_bytes: int, wide: int):
         dy, dy_row, y, y_row, y_step, rows, columns, target, target_row, alpha, sums, is_first = words(task, 12)
         # Without sums, long rows are formed one by one: the processor fetches ahead along a row, not down the columns (half the
         # time for the 1 x 1 convolution of 64 x 56 x 56 to 256).
-        height = 1 if sums == 0 and columns > WIDE else rows
-        while rows > 0:
+        height = smaller(1, rows) if sums == 0 and columns > WIDE else rows
+        while True:  # sums begin with 0 even without rows
             j = 0
             while j <= columns - WIDE:
                 whole(dy, dy_row, y, y_row, y_step, j, WIDE, height, target, target_row, alpha, sums, is_first)
@@ -119,6 +119,8 @@ def build(formula: str, dtype: str, mask: bool, vector_bytes: int, wide: int):
             y += height * y_row
             target += height * target_row
             rows -= height
+            if rows == 0:
+                break
 
     return form
 
