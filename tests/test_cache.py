@@ -402,10 +402,10 @@ relu_is_right("float32")
     ("variable", "value"),
     [
         pytest.param("NUMBA_CPU_FEATURES", "+sse4.2", marks=needs_x86),
-        ("NUMBA_CPU_NAME", "generic"),
-        ("NUMBA_ENABLE_AVX", "0"),
+        pytest.param("NUMBA_CPU_NAME", "generic", marks=pytest.mark.nightly),
+        pytest.param("NUMBA_ENABLE_AVX", "0", marks=pytest.mark.nightly),
         ("NUMBA_OPT", "0"),
-        ("NUMBA_DEBUGINFO", "1"),
+        pytest.param("NUMBA_DEBUGINFO", "1", marks=pytest.mark.nightly),
     ],
 )
 def test_setting_that_changes_machine_code(tmp_path, filled, variable, value):

@@ -82,7 +82,7 @@ def test_depthwise(multiplier):
     check(Case((2, 20, 7, 18), 20 * multiplier, (3, 3), (2, 2), (1, 1), groups=20))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_parameter_of_few_output_channels(channels, dtype):
     # Their tiles are long: the parameter has to reach the last lane.
@@ -126,9 +126,20 @@ def test_many_channels_of_large_images():
 
 
 # Not each of both: kernels are compiled for every activation and type.
+BY_NIGHT = [
+    *((name, "float32") for name in ("conv2d_sigmoid", "conv2d_tanh", "conv2d_softplus")),
+    *(("conv2d_elu", dtype) for dtype in ("float64", *HALVES)),
+    ("conv2d_relu", np.dtype(np.float16)),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [*((f, "float32") for f in FUNCTIONS), *((f, t) for f in ("conv2d_relu", "conv2d_elu") for t in ("float64", *HALVES))],
+    [
+        *((name, "float32") for name in ("conv2d", "conv2d_relu", "conv2d_leaky_relu", "conv2d_elu")),
+        *(("conv2d_relu", dtype) for dtype in ("float64", BFLOAT16)),
+        *(pytest.param(*each, marks=pytest.mark.nightly) for each in BY_NIGHT),
+    ],
     ids=str,
 )
 def test_types_and_activations(name, dtype):

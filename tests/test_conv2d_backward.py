@@ -143,8 +143,20 @@ def test_band_that_exceeds_a_threads_memory():
     check(Case((1, 2, 6100, 62), 2, (2, 2), (1, 1), (0, 0), (6095, 1)), wanted=("dw", "db"))
 
 
-@pytest.mark.parametrize("name", [f"{name}_backward" for name in FUNCTIONS])
-@pytest.mark.parametrize("dtype", ["float32", "float64", *HALVES], ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((f"{name}_backward", "float32") for name in FUNCTIONS),
+        *((RELU, dtype) for dtype in ("float64", *HALVES)),
+        *(  # kernels are compiled for every activation and type
+            pytest.param(f"{name}_backward", dtype, marks=pytest.mark.nightly)
+            for name in FUNCTIONS
+            for dtype in ("float64", *HALVES)
+            if name != "conv2d_relu"
+        ),
+    ],
+    ids=str,
+)
 def test_types_and_activations(name, dtype):
     check(PLAIN, name, dtype)
 
@@ -176,7 +188,13 @@ def test_definition(dtype):
         assert (abs(a - b) <= bound * scale).all()
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "conv2d_relu"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conv2d_elu",
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in FUNCTIONS if name not in ("conv2d_elu", "conv2d_relu")),
+    ],
+)
 def test_finite_differences(name):
     case, step = Case((1, 2, 5, 6), 4, (2, 3), (2, 1), (1, 1), groups=2), 1e-6
     x, w, b = case.operands("float64")

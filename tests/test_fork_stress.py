@@ -171,7 +171,10 @@ def forks_amid_first_uses(delay, in_child):
 # The layer takes many seconds; `tests.test_fork` has short ones.
 @pytest.mark.parametrize(
     ("delay", "in_child"),
-    [(0.5, "layer"), *(pytest.param(delay, "relu", marks=pytest.mark.nightly) for delay in (0, 0.02, 3))],
+    [
+        pytest.param(delay, in_child, marks=pytest.mark.nightly)
+        for delay, in_child in ((0.5, "layer"), (0, "relu"), (0.02, "relu"), (3, "relu"))
+    ],
 )
 def test_first_use_in_a_child_while_other_threads_compile_a_layer(delay: float, in_child: str) -> None:
     call(forks_amid_first_uses, delay, in_child, env=OFF, timeout=2 * SECONDS)

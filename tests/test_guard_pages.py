@@ -78,7 +78,7 @@ def test_short_arrays(name):
 
 
 @pytest.mark.skipif(not target.has_feature("avx2"), reason="only the features of x86 processors are varied")
-@pytest.mark.parametrize("to", ["avx2", "sse4"])
+@pytest.mark.parametrize("to", ["avx2", pytest.param("sse4", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", ["relu", "leaky_relu_backward", "tanh"])
 def test_short_arrays_in_narrower_vectors(name, to):
     call(sweep, name, [*range(70)], [1], False, env=TARGETS[to][0])

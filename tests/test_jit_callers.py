@@ -49,7 +49,7 @@ def iterations() -> None:
         assert_same(dx, 2 * fastrelu.linear_relu_backward(y, y, x, w)[0])
 
 
-@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+@pytest.mark.parametrize("layer", ["omp", pytest.param("workqueue", marks=pytest.mark.nightly)])
 def test_parallel_loops(layer: str) -> None:
     env = {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "4", "FASTRELU_NUM_THREADS": "3"}
     call(iterations, env=env, timeout=200)

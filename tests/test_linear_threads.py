@@ -123,6 +123,7 @@ def work_alone(given):
         yield fastrelu.linear_relu(x, w)
 
 
+@pytest.mark.nightly
 def test_first_use_from_eight_threads_at_once():
     call(first_use_from_eight_threads, env={"FASTRELU_CACHE_DIR": "off"}, timeout=180)
 

@@ -505,7 +505,7 @@ def load_and_calculate(path: str, results: str) -> None:
 
 
 @pytest.mark.skipif(not target.has_feature("avx2"), reason="only the features of x86 processors are varied")
-@pytest.mark.parametrize("to", ["avx2", "sse4"])
+@pytest.mark.parametrize("to", ["avx2", pytest.param("sse4", marks=pytest.mark.nightly)])
 def test_pickled_here_and_used_where_vectors_are_narrower(tmp_path: Path, to: str) -> None:
     here, there = tmp_path / "packed", tmp_path / "results"
     pack_and_save(str(here))
