@@ -11,7 +11,7 @@ How an operation uses it::
     with Work("relu", {"x": x}, {"out": out}) as work:
         x = work.arrays["x"]
         y = work.arrays.get("out") or work.empty(x.shape, x.dtype)
-        kernel.launch(work.device, work.stream, grid, x.pointer, y.pointer, x.size)
+        work.launch(kernel, grid, x.pointer, y.pointer, x.size)
     return work.result(y)
 """
 
@@ -227,6 +227,10 @@ class Work:
     def scratch(self, nbytes: int) -> DeviceArray:
         """Memory for this call, which goes back to the caller's library when the record dies."""
         return self.empty((nbytes,), "uint8")
+
+    def launch(self, kernel: launch.Kernel, grid: launch.Grid, *arguments: Any) -> None:
+        """Put a kernel into the stream of the call; see `fastrelu.cuda.launch.Kernel.launch`."""
+        kernel.launch(self.device, self.stream, grid, *arguments)
 
     def result(self, array: DeviceArray) -> Any:
         """What the caller gets: the library's array."""

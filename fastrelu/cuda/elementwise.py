@@ -170,7 +170,7 @@ def _launch(
     plan = _plan(formula, arithmetic, calculated, layouts, _layout(result))
     if plan is not None:
         shifted = [place + start for place, start in zip((*places, result.pointer), plan.starts, strict=True)]
-        plan.kernel.launch(work.device, work.stream, (plan.blocks, 1, 1), *plan.before, *shifted, *plan.after)
+        work.launch(plan.kernel, (plan.blocks, 1, 1), *plan.before, *shifted, *plan.after)
 
 
 def _layout(array: DeviceArray) -> Layout:

@@ -224,7 +224,7 @@ def _write_mask(work: Work, batch: tuple[int, ...], n: int, y: DeviceArray, bits
     grid = (min(-(-m * bits.shape[-1] // kernel.threads[0]), _MASK_BLOCKS), 1, 1)
     for first, target in turns:
         places = (y.pointer + first, steps[0], y.strides[-1], bits.pointer + target, steps[1], bits.strides[-1])
-        kernel.launch(work.device, work.stream, grid, *places, m, n)
+        work.launch(kernel, grid, *places, m, n)
 
 
 def _check_shapes(

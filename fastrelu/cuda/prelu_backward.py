@@ -84,9 +84,9 @@ def _sum(work: Work, dy: DeviceArray, x: DeviceArray, dtype: str, dalpha: Device
     sums = work.scratch(threads * ITEMSIZES[dtype])
     if threads:
         places = dy.pointer, x.pointer, sums.pointer
-        plan.kernel.launch(work.device, work.stream, _grid(threads), threads, plan.rows, *places, *plan.after)
+        work.launch(plan.kernel, _grid(threads), threads, plan.rows, *places, *plan.after)
     final = totals(dtype, dalpha.dtype)
-    final.launch(work.device, work.stream, (plan.columns, 1, 1), plan.columns, plan.blocks, sums.pointer, dalpha.pointer)
+    work.launch(final, (plan.columns, 1, 1), plan.columns, plan.blocks, sums.pointer, dalpha.pointer)
 
 
 def _grid(threads: int) -> tuple[int, int, int]:

@@ -181,9 +181,8 @@ def _run(
     first = 0 if slabs is None else slabs.pointer
     delivery = (y.pointer, y.row, y.column, alpha, alphas.pointer, alphas.row, alphas.column)
     tiles = -(-m // block.BM) * -(-n // block.BN)
-    kernel.launch(
-        work.device,
-        work.stream,
+    work.launch(
+        kernel,
         (tiles, parts, 1),
         *(x.pointer, x.row, x.column, w.pointer, w.column, w.row, z.pointer, z.row, z.column),
         *(bias.pointer, bias.row, bias.column, *delivery, first, row, m * row, per_part, m, n, k),
@@ -199,7 +198,7 @@ def _add(
     m, n = sizes
     kernel = add_blocks(result)
     grid = (min(-(-m * (row // PACKET) // kernel.threads[0]), _ADD_BLOCKS), 1, 1)
-    kernel.launch(work.device, work.stream, grid, slabs, row, m * row, blocks, *delivery, m, n)
+    work.launch(kernel, grid, slabs, row, m * row, blocks, *delivery, m, n)
 
 
 def sum_rows(
@@ -242,7 +241,7 @@ def sum_rows(
     across, down, _ = kernel.threads
     z = NOTHING if gradient is None else gradient.y
     places = (x.pointer, x.row, x.column, z.pointer, z.row, z.column, alpha, alphas.pointer, slabs.pointer, row)
-    kernel.launch(work.device, work.stream, (-(-n // across), min(-(-blocks // down), 0xFFFF), 1), *places, m, n)
+    work.launch(kernel, (-(-n // across), min(-(-blocks // down), 0xFFFF), 1), *places, m, n)
     delivery = (y.pointer, y.row, y.column, alpha, alphas.pointer, alphas.row, alphas.column)
     _add(work, result, slabs.pointer, (1, n), row, blocks, delivery)
 

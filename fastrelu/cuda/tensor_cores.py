@@ -125,9 +125,8 @@ def run(
         slab = m * row
         slabs = work.scratch(parts * slab)
         delivery = slabs.pointer, row, 4
-    kernel.launch(
-        work.device,
-        work.stream,
+    work.launch(
+        kernel,
         (tiles, parts, 1),
         *(*a, *b, bias.pointer, bias.column, alpha, alphas.pointer, alphas.column, *delivery, slab, terms, m, n, k),
     )
@@ -136,7 +135,7 @@ def run(
         packets = m * (row // PACKET)
         grid = (min(-(-packets // adder.threads[0]), _ADD_THREADS // adder.threads[0] * 16), 1, 1)
         place = y.pointer, y.row, y.column, alpha, alphas.pointer, alphas.row, alphas.column
-        adder.launch(work.device, work.stream, grid, slabs.pointer, row, slab, parts, *place, m, n)
+        work.launch(adder, grid, slabs.pointer, row, slab, parts, *place, m, n)
     return True
 
 
