@@ -11,8 +11,9 @@ import numpy as np
 from fastrelu import faults
 from fastrelu.cuda import elementwise
 from fastrelu.cuda.arrays import DeviceArray, Work
-from fastrelu.cuda.kernels.linear import Result, sums_of
+from fastrelu.cuda.kernels.linear import Result
 from fastrelu.cuda.kernels.mask import mask as mask_kernel
+from fastrelu.cuda.kernels.operands import sums_of
 from fastrelu.cuda.layout import broadcast_strides, shared_axes
 from fastrelu.cuda.products import MOST, NOTHING, Matrix, run
 from fastrelu.device import check_precision

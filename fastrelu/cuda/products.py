@@ -13,7 +13,8 @@ from functools import lru_cache
 from fastrelu.cuda import launch, tensor_cores
 from fastrelu.cuda.arrays import Work
 from fastrelu.cuda.kernels.gradients import column_sums
-from fastrelu.cuda.kernels.linear import BlockTile, Operand, Result, add_blocks, product, shared_bytes, sums_of
+from fastrelu.cuda.kernels.linear import BlockTile, Result, add_blocks, product, shared_bytes
+from fastrelu.cuda.kernels.operands import Operand, sums_of
 from fastrelu.cuda.memory import PACKET
 from fastrelu.cuda.owned import ITEMSIZES
 from fastrelu.operations import KC
@@ -65,21 +66,29 @@ class Matrix:
         Bytes from a row to the next, and from a column to the next.
     dtype : str
         The element type; of bits of y > 0 "bits", eight of them a column.
+    places : tuple of int
+        Where positions and patches are, see `fastrelu.cuda.kernels.patches`, if rows or columns are positions in images. Of
+        patches the pointer and the steps are those of the table of taps, with a step of 0 along positions; of a result the
+        step between neighbouring columns is that within an image.
+    group : int
+        Bytes from a group to the next, in a product of groups.
     """
 
     pointer: int
     row: int
     column: int
     dtype: str
+    places: tuple[int, ...] = ()
+    group: int = 0
 
     @property
     def T(self) -> Matrix:
         """The transpose."""
-        return Matrix(self.pointer, self.column, self.row, self.dtype)
+        return Matrix(self.pointer, self.column, self.row, self.dtype, self.places, self.group)
 
     def moved(self, rows: int, columns: int = 0) -> Matrix:
         """The same from another row and column on."""
-        return Matrix(self.pointer + rows * self.row + columns * self.column, self.row, self.column, self.dtype)
+        return replace(self, pointer=self.pointer + rows * self.row + columns * self.column)
 
 
 @dataclass(frozen=True)
@@ -145,10 +154,10 @@ def run(
             work, (rows, k, n), places[0], w, places[1], result, places[2], alpha, places[3], part, w_gradient
         ):
             continue
-        _run(work, (rows, k, n), places[0], w, places[1], result, places[2], alpha, places[3], part, w_gradient)
+        run_exactly(work, (rows, k, n), places[0], w, places[1], result, places[2], alpha, places[3], part, w_gradient)
 
 
-def _run(
+def run_exactly(
     work: Work,
     sizes: tuple[int, int, int],
     x: Matrix,
@@ -160,7 +169,12 @@ def _run(
     alphas: Matrix,
     x_gradient: Gradient | None,
     w_gradient: Gradient | None,
+    groups: int = 0,
 ) -> None:
+    """The same in plain floats; also of patches, where there may be up to 0xFFFF groups of products.
+
+    The y of a gradient of patches has the type of dy and lies as dy does; its pointer is the distance from dy.
+    """
     m, k, n = sizes
     dtype = sums_of(result.dtype)
     driver = launch.active()
@@ -169,7 +183,7 @@ def _run(
     if _room(capability) < _ROOM_FOR_Y:
         x_kind, w_kind = replace(x_kind, staged=False), replace(w_kind, staged=False)
         x_kind, w_kind = (replace(kind, wide=kind.wide and not kind.derivative) for kind in (x_kind, w_kind))
-    block, per_part = plan(sizes, x_kind, w_kind, dtype, capability, driver.processors(work.device))
+    block, per_part = plan(sizes, x_kind, w_kind, dtype, capability, driver.processors(work.device), groups or 1)
     blocks = max(-(-k // KC), 1)
     parts = -(-blocks // per_part)
     gradient = x_gradient or w_gradient
@@ -177,28 +191,39 @@ def _run(
     kernel = product(block, x_kind, w_kind, bias.dtype, result, parts > 1, capability >= _ASYNCHRONOUS)
     size = ITEMSIZES[dtype]
     row = -(-n * size // PACKET) * PACKET
-    slabs = work.scratch(blocks * m * row) if parts > 1 else None
+    slabs = work.scratch(max(groups, 1) * blocks * m * row) if parts > 1 else None
     first = 0 if slabs is None else slabs.pointer
+    steps = (x.group, w.group, bias.group, y.group, alphas.group, blocks * m * row) if groups else ()
     delivery = (y.pointer, y.row, y.column, alpha, alphas.pointer, alphas.row, alphas.column)
     tiles = -(-m // block.BM) * -(-n // block.BN)
     work.launch(
         kernel,
-        (tiles, parts, 1),
+        (tiles, parts, groups or 1),
         *(x.pointer, x.row, x.column, w.pointer, w.column, w.row, z.pointer, z.row, z.column),
         *(bias.pointer, bias.row, bias.column, *delivery, first, row, m * row, per_part, m, n, k),
+        *(*x.places, *w.places, *y.places, *steps),
     )
     if slabs is not None:
-        _add(work, result, slabs.pointer, (m, n), row, blocks, delivery)
+        _add(work, result, slabs.pointer, (m, n), row, blocks, delivery, y.places, groups, steps)
 
 
 def _add(
-    work: Work, result: Result, slabs: int, sizes: tuple[int, int], row: int, blocks: int, delivery: tuple[float, ...]
+    work: Work,
+    result: Result,
+    slabs: int,
+    sizes: tuple[int, int],
+    row: int,
+    blocks: int,
+    delivery: tuple[float, ...],
+    places: tuple[int, ...] = (),
+    groups: int = 0,
+    steps: tuple[int, ...] = (),
 ) -> None:
     """Add the sums of blocks of terms, whose rows are `row` bytes long."""
     m, n = sizes
-    kernel = add_blocks(result)
-    grid = (min(-(-m * (row // PACKET) // kernel.threads[0]), _ADD_BLOCKS), 1, 1)
-    work.launch(kernel, grid, slabs, row, m * row, blocks, *delivery, m, n)
+    kernel = add_blocks(result, groups > 0)
+    grid = (min(-(-m * (row // PACKET) // kernel.threads[0]), _ADD_BLOCKS), groups or 1, 1)
+    work.launch(kernel, grid, slabs, row, m * row, blocks, *delivery, m, n, *places, *steps)
 
 
 def sum_rows(
@@ -249,6 +274,10 @@ def sum_rows(
 def kind_of(operand: Matrix, rows: int, dtype: str, gradient: Gradient | None, columns: str) -> Operand:
     """How to read an operand whose rows are those of the result; `columns` of a gradient are its "terms" or "rows"."""
     size = ITEMSIZES[operand.dtype]
+    if operand.places:
+        positions, formula = "rows" if operand.row == 0 else "terms", "" if gradient is None else gradient.formula
+        staged = gradient is not None and operand.dtype == dtype
+        return Operand(operand.dtype, positions == "terms", False, formula, operand.dtype, staged, positions)
     row, step = abs(operand.row), abs(operand.column)
     terms_first = (rows == 1 or step <= row) and not (operand.row == size and rows > 1)
     derivative, of, staged, together = "", "", False, [operand]
@@ -269,7 +298,13 @@ def _room(capability: tuple[int, int]) -> int:
 
 @lru_cache(maxsize=4096)
 def plan(
-    sizes: tuple[int, int, int], x: Operand, w: Operand, dtype: str, capability: tuple[int, int], processors: int
+    sizes: tuple[int, int, int],
+    x: Operand,
+    w: Operand,
+    dtype: str,
+    capability: tuple[int, int],
+    processors: int,
+    groups: int = 1,
 ) -> tuple[BlockTile, int]:
     """The block tile for a product, and the blocks of terms that a block of threads sums.
 
@@ -289,11 +324,11 @@ def plan(
                 break
         if not fitting:
             continue
-        tiles = -(-m // rows) * -(-n // columns)
+        tiles = groups * -(-m // rows) * -(-n // columns)
         per_part = blocks
         while True:
             parts = -(-blocks // per_part)
-            waits = parts > 1 and blocks * m * n * size
+            waits = parts > 1 and groups * blocks * m * n * size
             if waits > _SLABS or parts > 0xFFFF:
                 break
             each = -(-tiles * parts // processors)

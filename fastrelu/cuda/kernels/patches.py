@@ -1,0 +1,97 @@
+"""Patches of images as an operand of a product: no array of patches is ever made.
+
+One axis of the operand is positions (image, row, column of the output), the other taps (channel, row and column of the
+kernel). What each of them adds to an address can be told apart, and so can what it adds to the row and the column of the
+image, by which one knows whether the patch leaves the image there. What is outside is 0.
+
+Positions are found by division. Taps are read from a table of pairs of words: bytes to add, and two numbers of 32 bits,
+rows and columns to add. The table goes on behind the last tap, with `MARGIN` taps outside of all images.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from fastrelu.cuda.toolkit import device_function, intrinsic, types
+
+TAP = 16
+"""Bytes of a tap in the table."""
+MARGIN = 128
+"""Taps behind the last one: as many as a block tile has rows."""
+OUTSIDE = -(1 << 30)
+"""A row that no tap brings back into an image."""
+PLACES, PATCHES = 9, 14
+"""Words that say where positions are, and those that say where patches are. In this order: positions of an image, by what
+to multiply and how far to shift to divide by it; the same for the positions of a row; bytes from an image, a row and a
+column to the next; then rows and columns of the image that is read, its rows and columns between neighbouring positions, and
+its address.
+"""
+
+_WORD, _LONG = ir.IntType(32), ir.IntType(64)
+int32 = types.int32
+
+
+@intrinsic
+def _divided(typing_context, number, factor, shift):
+    """A quotient of numbers of 31 bits, the divisor of which is given by `division`."""
+
+    def codegen(context, builder, signature, arguments):
+        # The type of a product that takes one instruction.
+        number, factor = (builder.zext(builder.trunc(word, _WORD), _LONG) for word in arguments[:2])
+        return builder.trunc(builder.lshr(builder.mul(number, factor), arguments[2]), _WORD)
+
+    return types.int32(types.int64, types.int64, types.int64), codegen
+
+
+def division(divisor: int) -> tuple[int, int, int]:
+    """A divisor of at most 31 bits, and the factor and the shift that divide by it: Granlund and Montgomery 1994, theorem 4.2
+    (doi:10.1145/773473.178249).
+    """
+    shift = 31 + max(divisor - 1, 0).bit_length()
+    return divisor, -(-(1 << shift) // divisor), shift
+
+
+@intrinsic
+def read_tap(typing_context, address):
+    """The two words of a tap. They never change, so that nothing must be done before they are read."""
+    kind = types.UniTuple(types.int64, 2)
+
+    def codegen(context, builder, signature, arguments):
+        pair = ir.VectorType(_LONG, 2)
+        loaded = builder.load(builder.inttoptr(arguments[0], ir.PointerType(pair, 1)), align=TAP)
+        loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+        return context.make_tuple(builder, kind, [builder.extract_element(loaded, _WORD(i)) for i in range(2)])
+
+    return kind(types.int64), codegen
+
+
+@intrinsic
+def is_inside(typing_context, row, column, steps, height, width):
+    """Whether a tap leads from a row and a column to one within the image; all in 32 bits."""
+
+    def codegen(context, builder, signature, arguments):
+        row, column, height, width = (builder.trunc(arguments[i], _WORD) for i in (0, 1, 3, 4))
+        down, across = builder.trunc(arguments[2], _WORD), builder.trunc(builder.lshr(arguments[2], _LONG(32)), _WORD)
+        # What is less than 0 is very large without a sign.
+        rows = builder.icmp_unsigned("<", builder.add(row, down), height)
+        return builder.and_(rows, builder.icmp_unsigned("<", builder.add(column, across), width))
+
+    return types.boolean(*[types.int64] * 5), codegen
+
+
+@device_function
+def offset_of(position, places):
+    """The bytes to a position, the row and the column of the output, and how many positions of the row follow."""
+    image = _divided(position, places[1], places[2])
+    rest = int32(position - image * places[0])
+    row = _divided(rest, places[4], places[5])
+    column = int32(rest - row * places[3])
+    return image * places[6] + row * places[7] + column * places[8], row, column, int32(places[3] - column)
+
+
+@device_function
+def patch_of(position, exists, places, group):
+    """The address of a patch, and its first row and column in the image."""
+    offset, row, column, _ = offset_of(position, places)
+    first = int32(row * places[11]) if exists else int32(OUTSIDE)
+    return places[13] + group + offset, first, int32(column * places[12])

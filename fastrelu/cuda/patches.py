@@ -1,0 +1,331 @@
+"""Convolutions on a device as products of the weight, or of dz, with patches of images.
+
+``forward``          y = f(conv2d(x, w) + b)
+``input_gradient``   dx, a product for each phase of the stride
+``weight_gradient``  dw
+
+They are told what `fastrelu.native.convolution` and `fastrelu.native.convolution_gradient` are told, with arrays of a device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fastrelu.cuda import elementwise, launch
+from fastrelu.cuda.arrays import DeviceArray, Work
+from fastrelu.cuda.kernels.linear import Result
+from fastrelu.cuda.kernels.patches import MARGIN, OUTSIDE, TAP, division
+from fastrelu.cuda.products import NOTHING, Gradient, Matrix, run_exactly
+from fastrelu.native.convolution import Geometry
+from fastrelu.native.guard import lock
+
+MOST_POSITIONS = 1 << 30
+"""Positions that one product takes; more images are several products."""
+_MOST_GROUPS = 0xFFFF
+_KEPT = 64 << 20
+"""Bytes of tables that are kept on a device, for as long as the process lives: graphs may have been made of them."""
+
+Pair = tuple[int, int]
+Taps = tuple[int, ...]
+
+_tables: dict[tuple[Any, ...], int] = {}
+_kept: dict[tuple[Any, int], int] = {}
+
+
+def _table(work: Work, channels: tuple[int, int], rows: tuple[Taps, int], columns: tuple[Taps, int]) -> int:
+    """The address of the table of taps (channel, row, column).
+
+    Parameters
+    ----------
+    work : Work
+        The call.
+    channels : pair of int
+        How many there are, and the bytes between them.
+    rows, columns : pair of tuple of int and int
+        What each tap adds to the row or the column of an image, and the bytes between them.
+    """
+    driver = launch.active()
+    key = driver, work.device, channels, rows, columns
+    found = _tables.get(key)
+    if found is not None:
+        return found
+    with lock:
+        if key not in _tables:
+            table = _written(channels, rows, columns)
+            kept = _kept.get((driver, work.device), 0) + table.nbytes
+            if kept > _KEPT:
+                scratch = work.made.setdefault(key, work.scratch(table.nbytes))
+                driver.copy_to_device(work.device, scratch.pointer, table.ctypes.data, table.nbytes, work.stream)
+                return int(scratch.pointer)
+            pointer = driver.allocate(work.device, table.nbytes, work.stream)
+            driver.copy_to_device(work.device, pointer, table.ctypes.data, table.nbytes, work.stream)
+            driver.synchronize(work.device, work.stream)  # other streams read it as well
+            _tables[key], _kept[driver, work.device] = pointer, kept
+        return _tables[key]
+
+
+def _written(channels: tuple[int, int], rows: tuple[Taps, int], columns: tuple[Taps, int]) -> np.ndarray[Any, Any]:
+    """The table on the host."""
+    (count, step), (down, row), (across, column) = channels, rows, columns
+    height, width = np.array(down, np.int64)[:, None], np.array(across, np.int64)
+    taps = count * len(down) * len(across)
+    table = np.empty((taps + MARGIN, 2), np.int64)
+    offsets = np.arange(count, dtype=np.int64)[:, None, None] * step + (height * row + width * column)
+    table[:taps, 0] = offsets.ravel()
+    table[:taps, 1] = np.broadcast_to(width << 32 | height & 0xFFFFFFFF, offsets.shape).ravel()
+    table[taps:] = 0, OUTSIDE & 0xFFFFFFFF
+    return table
+
+
+def _positions(rows: int, columns: int, image: int, row: int, column: int) -> tuple[int, ...]:
+    """Where positions are, for kernels: how many rows and columns an image has, and the bytes between them."""
+    if row == columns * column or rows == 1:
+        rows, columns, row = 1, rows * columns, 0
+    return *division(rows * columns), *division(columns), image, row, column
+
+
+def _patches(
+    array: DeviceArray, table: int, along: str, positions: Pair, stride: Pair, group: int, first_image: int = 0
+) -> Matrix:
+    """Patches of images (N, C, H, W), whose positions are the "rows" or the "columns" of a matrix."""
+    image, _, row, column = array.strides
+    height, width = array.shape[2:]
+    rows, columns = positions
+    places = (
+        *(*division(rows * columns), *division(columns), image, stride[0] * row, stride[1] * column),
+        *(height, width, *stride, array.pointer + first_image * image),
+    )
+    steps = (0, TAP) if along == "rows" else (TAP, 0)
+    return Matrix(table, *steps, array.dtype, places, group)
+
+
+def _in_pieces(images: int, positions: int) -> list[tuple[int, int]]:
+    """The first image of each product, and how many it takes."""
+    each = max(MOST_POSITIONS // max(positions, 1), 1)
+    return [(first, min(each, images - first)) for first in range(0, images, each)]
+
+
+def _packed(work: Work, array: DeviceArray, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> DeviceArray:
+    """A C-contiguous copy of a view of an array."""
+    view = replace(array, pointer=array.pointer + offset, shape=shape, strides=strides)
+    copy = work.empty(shape, array.dtype)
+    elementwise.run(work, "", False, (array.dtype,) * 2, [view], [None], copy)
+    return copy
+
+
+def _weight(work: Work, w: DeviceArray, groups: int) -> tuple[DeviceArray, Matrix]:
+    """The weight as matrices (outputs, taps), one for each group, and what keeps it alive."""
+    _, channels, height, width = w.shape
+    step = w.itemsize
+    for length, stride in zip((width, height, channels), w.strides[:0:-1], strict=True):
+        if length > 1 and stride != step:
+            w = _packed(work, w, w.shape, w.strides)
+            break
+        step *= length
+    row = w.strides[0]
+    return w, Matrix(w.pointer, row, w.itemsize, w.dtype, group=w.shape[0] // groups * row)
+
+
+def _run(
+    work: Work,
+    sizes: tuple[int, int, int],
+    x: Matrix,
+    w: Matrix,
+    y: Matrix,
+    result: Result,
+    groups: int,
+    bias: Matrix = NOTHING,
+    alpha: float = 0.0,
+    alphas: Matrix = NOTHING,
+    x_gradient: Gradient | None = None,
+    w_gradient: Gradient | None = None,
+) -> None:
+    """Products of groups, as many at a time as a grid takes."""
+    for first in range(0, groups, _MOST_GROUPS):
+        its_x, its_w, its_y, its_bias, its_alphas = (_from_group(matrix, first) for matrix in (x, w, y, bias, alphas))
+        count = min(groups - first, _MOST_GROUPS)
+        run_exactly(work, sizes, its_x, its_w, its_y, result, its_bias, alpha, its_alphas, x_gradient, w_gradient, count)
+
+
+def _from_group(matrix: Matrix, first: int) -> Matrix:
+    offset = first * matrix.group
+    if len(matrix.places) > 9:
+        return replace(matrix, places=(*matrix.places[:-1], matrix.places[-1] + offset))
+    return replace(matrix, pointer=matrix.pointer + offset)
+
+
+# What follows is for `fastrelu.cuda.convolution`. Arrays are of one device; images have four axes, and any strides that are
+# multiples of the element size. No output is empty (images, outputs, rows and columns of y, or of dx or dw, are at least 1);
+# x may be: without channels the sums are the bias, without rows or columns all is padding. Types may differ: `dtype`
+# of the result is the operation's. Outputs overlap no operand. At most MOST_POSITIONS positions an image: check that before.
+#
+# dy and y must have the same strides and the same type (copy y, or both, with elementwise.run if they have not).
+# y and dx may have any strides; dw must be C-contiguous but for its first axis.
+# alphas is a Matrix(pointer, step, 0, dtype, group=(O / groups) * step) with a parameter for each output channel (prelu),
+# step 0 for one in memory; alpha is a number.
+
+
+def forward(
+    work: Work,
+    x: DeviceArray,
+    w: DeviceArray,
+    b: DeviceArray | None,
+    y: DeviceArray,
+    geometry: Geometry,
+    result: Result,
+    *,
+    alpha: float = 0.0,
+    alphas: Matrix = NOTHING,
+) -> None:
+    """Write f(conv2d(x, w) + b) to `y`.
+
+    Parameters
+    ----------
+    work : Work
+        The call.
+    x, w, b : DeviceArray
+        (N, C, H, W), (O, C / groups, KH, KW), and (O,) or None.
+    y : DeviceArray
+        (N, O, OH, OW).
+    geometry : Geometry
+        Stride, padding, dilation and groups.
+    result : Result
+        Type, formula, type of `alphas`.
+    alpha, alphas : float, Matrix, optional
+        The parameter of the formula.
+    """
+    groups, (top, left, _, _) = geometry.groups, geometry.padding
+    outputs, channels, *kernel = w.shape
+    down, across = (
+        tuple(t * dilation - before for t in range(count))
+        for count, dilation, before in zip(kernel, geometry.dilation, (top, left), strict=True)
+    )
+    table = _table(work, (channels, x.strides[1]), (down, x.strides[2]), (across, x.strides[3]))
+    _holder, weight = _weight(work, w, groups)
+    m, k, (rows, columns) = outputs // groups, channels * math.prod(kernel), y.shape[2:]
+    bias = NOTHING if b is None else Matrix(b.pointer, b.strides[0], 0, b.dtype, group=m * b.strides[0])
+    places = _positions(rows, columns, y.strides[0], *y.strides[2:])
+    result = replace(result, positions=True)
+    for first, images in _in_pieces(y.shape[0], rows * columns):
+        patches = _patches(x, table, "columns", (rows, columns), geometry.stride, channels * x.strides[1], first)
+        target = Matrix(y.pointer + first * y.strides[0], y.strides[1], places[-1], y.dtype, places, group=m * y.strides[1])
+        sizes = m, k, images * rows * columns
+        _run(work, sizes, weight, patches, target, result, groups, bias, alpha, alphas)
+
+
+def input_gradient(
+    work: Work,
+    dy: DeviceArray,
+    y: DeviceArray | None,
+    w: DeviceArray,
+    dx: DeviceArray,
+    geometry: Geometry,
+    formula: str,
+    result: Result,
+    *,
+    alpha: float = 0.0,
+) -> None:
+    """Write the gradient of the input to `dx`, or add it if the result says so.
+
+    Parameters
+    ----------
+    work : Work
+        The call.
+    dy, y, w, dx : DeviceArray
+        As y, y, w and x of `forward`; y is None if there is no formula.
+    geometry : Geometry
+        Stride, padding, dilation and groups.
+    formula : str
+        What makes dz of dy and y; "" if it is dy.
+    result : Result
+        Type, and whether dx is added to what the array holds.
+    alpha : float, optional
+        The parameter of the formula.
+    """
+    groups, strides = geometry.groups, dx.strides
+    outputs, channels = w.shape[0] // groups, w.shape[1]
+    result = replace(result, positions=True)
+    gradient = _gradient(dy, y, formula)
+    for i, down, used_rows in _phases(0, dx, w, geometry):
+        for j, across, used_columns in _phases(1, dx, w, geometry):
+            table = _table(work, (outputs, dy.strides[1]), (down, dy.strides[2]), (across, dy.strides[3]))
+            # (groups, o, kh, kw, c): neighbouring rows of a term lie side by side.
+            step, offset = w.strides, used_rows.start * w.strides[2] + used_columns.start * w.strides[3]
+            shape = groups, outputs, len(used_rows), len(used_columns), channels
+            turned = outputs * step[0], step[0], used_rows.step * step[2], used_columns.step * step[3], step[1]
+            k = math.prod(shape[1:4])
+            weight, holder = NOTHING, None
+            if k:
+                holder = _packed(work, w, shape, turned, offset)
+                size = w.itemsize
+                weight = Matrix(holder.pointer, size, channels * size, w.dtype, group=k * channels * size)
+            else:
+                weight = Matrix(0, w.itemsize, w.itemsize, w.dtype)
+            rows, columns = (
+                len(range(phase, length, step))
+                for phase, length, step in zip((i, j), dx.shape[2:], geometry.stride, strict=True)
+            )
+            row, column = (step * stride for step, stride in zip(strides[2:], geometry.stride, strict=True))
+            places = _positions(rows, columns, strides[0], row, column)
+            for first, images in _in_pieces(dx.shape[0], rows * columns):
+                patches = _patches(dy, table, "columns", (rows, columns), (1, 1), outputs * dy.strides[1], first)
+                start = dx.pointer + first * strides[0] + i * strides[2] + j * strides[3]
+                target = Matrix(start, strides[1], column, dx.dtype, places, group=channels * strides[1])
+                sizes = channels, k, images * rows * columns
+                _run(work, sizes, weight, patches, target, result, groups, alpha=alpha, w_gradient=gradient)
+
+
+def _gradient(dy: DeviceArray, y: DeviceArray | None, formula: str) -> Gradient | None:
+    """The formula, with the distance from dy to y."""
+    return None if y is None or not formula else Gradient(formula, Matrix(y.pointer - dy.pointer, 0, 0, y.dtype))
+
+
+def _phases(axis: int, dx: DeviceArray, w: DeviceArray, geometry: Geometry) -> list[tuple[int, Taps, range]]:
+    """For each phase of the stride along an axis what the taps add to the row or column of dy, and which taps those are."""
+    stride, dilation, before = geometry.stride[axis], geometry.dilation[axis], geometry.padding[axis]
+    found = []
+    for phase in range(min(stride, dx.shape[2 + axis])):
+        used = [t for t in range(w.shape[2 + axis]) if (phase + before - t * dilation) % stride == 0]
+        taps = tuple((phase + before - t * dilation) // stride for t in used)
+        step = used[1] - used[0] if len(used) > 1 else 1
+        found.append((phase, taps, range(used[0], used[-1] + 1, step) if used else range(0)))
+    return found
+
+
+def weight_gradient(
+    work: Work,
+    dy: DeviceArray,
+    y: DeviceArray | None,
+    x: DeviceArray,
+    dw: DeviceArray,
+    geometry: Geometry,
+    formula: str,
+    result: Result,
+    *,
+    alpha: float = 0.0,
+) -> None:
+    """Write the gradient of the weight to `dw`, or add it; as `input_gradient` does.
+
+    Of more than MOST_POSITIONS positions in all it is a ValueError: check that before.
+    """
+    groups, (top, left, _, _) = geometry.groups, geometry.padding
+    outputs, channels, *kernel = dw.shape
+    outputs //= groups
+    down, across = (
+        tuple(t * dilation - before for t in range(count))
+        for count, dilation, before in zip(kernel, geometry.dilation, (top, left), strict=True)
+    )
+    positions: Any = dy.shape[2:]
+    taps = _table(work, (channels, x.strides[1]), (down, x.strides[2]), (across, x.strides[3]))
+    patches = _patches(x, taps, "rows", positions, geometry.stride, channels * x.strides[1])
+    # dz as patches of one element: a tap is an output channel.
+    own = _table(work, (outputs, dy.strides[1]), ((0,), 0), ((0,), 0))
+    dz = _patches(dy, own, "columns", positions, (1, 1), outputs * dy.strides[1])
+    row = dw.strides[0]
+    target = Matrix(dw.pointer, row, dw.itemsize, dw.dtype, group=outputs * row)
+    sizes = outputs, dy.shape[0] * math.prod(positions), channels * math.prod(kernel)
+    _run(work, sizes, dz, patches, target, result, groups, alpha=alpha, x_gradient=_gradient(dy, y, formula))
