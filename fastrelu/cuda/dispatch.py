@@ -34,11 +34,15 @@ def elementwise(name: str, operands: dict[str, Any], out: Any, kwargs: dict[str,
     device : int
         The device for NumPy arrays; RESIDENT if the operands are on one.
     """
+    names = tuple(operands)
+    if "where" in kwargs and device != RESIDENT:  # goes there as well
+        operands = {**operands, "where": kwargs.pop("where")}
 
     def call(given: Mapping[str, Any], outputs: Mapping[str, Any]) -> Any:
         if name == "prelu_backward":
             return _module("prelu_backward").call(*given.values())
-        return _module("elementwise").call(name, tuple(given.values()), outputs["out"], kwargs)
+        options = {**kwargs, "where": given["where"]} if "where" in given else kwargs
+        return _module("elementwise").call(name, tuple([given[operand] for operand in names]), outputs["out"], options)
 
     return _run(name, call, operands, {"out": _single(name, out)}, device)
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from fastrelu.native.guard import lock
@@ -72,7 +72,7 @@ class Driver(Protocol):
     def load(self, device: int, kernel: Kernel) -> Any:
         """Make a kernel ready for a device; returns what `launch` takes."""
 
-    def launch(self, function: Any, grid: Grid, stream: int, arguments: tuple[Any, ...]) -> None:
+    def launch(self, function: Any, grid: Grid, stream: int, arguments: Sequence[Any]) -> None:
         """Put a kernel into a stream, for a grid of blocks, with one number for each argument."""
 
     def allocate(self, device: int, nbytes: int, stream: int) -> int:
@@ -174,11 +174,17 @@ class Kernel:
         if 0 in grid:
             return
         using = driver or active()
+        using.launch(self.on(using, device), grid, stream, arguments)
+
+    def on(self, using: Driver, device: int) -> Any:
+        """The kernel as a driver launches it on a device; compiled and loaded if it has not been before."""
         function = self._loaded.get((using, device))
         if function is None:
             with lock:
-                function = self._loaded[using, device] = using.load(device, self)
-        using.launch(function, grid, stream, arguments)
+                function = self._loaded.get((using, device))
+                if function is None:
+                    function = self._loaded[using, device] = using.load(device, self)
+        return function
 
 
 class _Function:
@@ -280,7 +286,7 @@ class CudaDriver:
         # The library's kernel, which the driver takes in place of a function, runs in every context of the device.
         return _Function(api.CUfunction(int(loaded)), device, kernel)
 
-    def launch(self, function: _Function, grid: Grid, stream: int, arguments: tuple[Any, ...]) -> None:
+    def launch(self, function: _Function, grid: Grid, stream: int, arguments: Sequence[Any]) -> None:
         api, room = self._api, function.room
         struct.pack_into(function.format, room.values, 0, *arguments)
         call = (function.handle, *grid, *function.block, function.shared, stream, room.address, 0)

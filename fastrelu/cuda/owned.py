@@ -10,7 +10,7 @@ from numpy import ndarray
 
 from fastrelu.cuda import dlpack, launch
 
-ITEMSIZES = {"bfloat16": 2, **{name: np.dtype(name).itemsize for name in ("float16", "float32", "float64")}}
+ITEMSIZES = {"bool": 1, "bfloat16": 2, **{name: np.dtype(name).itemsize for name in ("float16", "float32", "float64")}}
 ITEMSIZES |= {f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 

@@ -113,7 +113,7 @@ def _packed(work: Work, array: DeviceArray, shape: tuple[int, ...], strides: tup
     """A C-contiguous copy of a view of an array."""
     view = replace(array, pointer=array.pointer + offset, shape=shape, strides=strides)
     copy = work.empty(shape, array.dtype)
-    elementwise.run(work, "", False, (array.dtype,) * 2, [view], [None], copy)
+    elementwise.copy(work, view, copy)
     return copy
 
 
@@ -163,7 +163,7 @@ def _from_group(matrix: Matrix, first: int) -> Matrix:
 # x may be: without channels the sums are the bias, without rows or columns all is padding. Types may differ: `dtype`
 # of the result is the operation's. Outputs overlap no operand. At most MOST_POSITIONS positions an image: check that before.
 #
-# dy and y must have the same strides and the same type (copy y, or both, with elementwise.run if they have not).
+# dy and y must have the same strides and the same type (copy y, or both, with elementwise.copy if they have not).
 # y and dx may have any strides; dw must be C-contiguous but for its first axis.
 # alphas is a Matrix(pointer, step, 0, dtype, group=(O / groups) * step) with a parameter for each output channel (prelu),
 # step 0 for one in memory; alpha is a number.

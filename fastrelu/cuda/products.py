@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from fastrelu.cuda import launch, tensor_cores
 from fastrelu.cuda.arrays import Work
@@ -17,6 +18,7 @@ from fastrelu.cuda.kernels.linear import BlockTile, Result, add_blocks, product,
 from fastrelu.cuda.kernels.operands import Operand, sums_of
 from fastrelu.cuda.memory import PACKET
 from fastrelu.cuda.owned import ITEMSIZES
+from fastrelu.cuda.plans import Draft, Number
 from fastrelu.operations import KC
 
 MOST = (1 << 31) - 1
@@ -60,7 +62,7 @@ class Matrix:
 
     Attributes
     ----------
-    pointer : int
+    pointer : int, or Place
         Address of the first.
     row, column : int
         Bytes from a row to the next, and from a column to the next.
@@ -74,7 +76,7 @@ class Matrix:
         Bytes from a group to the next, in a product of groups.
     """
 
-    pointer: int
+    pointer: Any
     row: int
     column: int
     dtype: str
@@ -111,7 +113,7 @@ NOTHING = Matrix(0, 0, 0, "")
 
 
 def run(
-    work: Work,
+    work: Draft | Work,
     sizes: tuple[int, int, int],
     x: Matrix,
     w: Matrix,
@@ -119,7 +121,7 @@ def run(
     result: Result,
     *,
     bias: Matrix = NOTHING,
-    alpha: float = 0.0,
+    alpha: Number | float = 0.0,
     alphas: Matrix = NOTHING,
     x_gradient: Gradient | None = None,
     w_gradient: Gradient | None = None,
@@ -128,7 +130,7 @@ def run(
 
     Parameters
     ----------
-    work : Work
+    work : Draft or Work
         The call, which says how exact products must be.
     sizes : tuple of int
         Rows m, terms k and columns n.
@@ -138,7 +140,7 @@ def run(
         What becomes of the sums.
     bias : Matrix, optional
         What they start from (m, n).
-    alpha, alphas : float, Matrix, optional
+    alpha, alphas : Number or float, Matrix, optional
         The parameter of the formula: one for all, or (m, n).
     x_gradient, w_gradient : Gradient, optional
         If x or w are gradients that another formula applies to.
@@ -158,14 +160,14 @@ def run(
 
 
 def run_exactly(
-    work: Work,
+    work: Draft | Work,
     sizes: tuple[int, int, int],
     x: Matrix,
     w: Matrix,
     y: Matrix,
     result: Result,
     bias: Matrix,
-    alpha: float,
+    alpha: Number | float,
     alphas: Matrix,
     x_gradient: Gradient | None,
     w_gradient: Gradient | None,
@@ -208,13 +210,13 @@ def run_exactly(
 
 
 def _add(
-    work: Work,
+    work: Draft | Work,
     result: Result,
-    slabs: int,
+    slabs: Any,
     sizes: tuple[int, int],
     row: int,
     blocks: int,
-    delivery: tuple[float, ...],
+    delivery: tuple[Any, ...],
     places: tuple[int, ...] = (),
     groups: int = 0,
     steps: tuple[int, ...] = (),
@@ -227,13 +229,13 @@ def _add(
 
 
 def sum_rows(
-    work: Work,
+    work: Draft | Work,
     sizes: tuple[int, int],
     x: Matrix,
     y: Matrix,
     result: Result,
     *,
-    alpha: float = 0.0,
+    alpha: Number | float = 0.0,
     alphas: Matrix = NOTHING,
     gradient: Gradient | None = None,
 ) -> None:
@@ -241,7 +243,7 @@ def sum_rows(
 
     Parameters
     ----------
-    work : Work
+    work : Draft or Work
         The call.
     sizes : tuple of int
         Rows m and columns n.
@@ -249,7 +251,7 @@ def sum_rows(
         Operand (m, n) and result (1, n).
     result : Result
         What becomes of the sums.
-    alpha, alphas : float, Matrix, optional
+    alpha, alphas : Number or float, Matrix, optional
         The parameter of the formula.
     gradient : Gradient, optional
         The formula.
