@@ -18,13 +18,15 @@ import numpy as np
 from fastrelu.cuda import elementwise, launch
 from fastrelu.cuda.arrays import DeviceArray, Work
 from fastrelu.cuda.kernels.linear import Result
-from fastrelu.cuda.kernels.patches import MARGIN, OUTSIDE, TAP, division
+from fastrelu.cuda.kernels.patches import MARGIN, OUTSIDE, PATCHES, TAP, division
+from fastrelu.cuda.memory import PACKET
 from fastrelu.cuda.products import NOTHING, Gradient, Matrix, run_exactly
 from fastrelu.native.convolution import Geometry
 from fastrelu.native.guard import lock
 
 MOST_POSITIONS = 1 << 30
 """Positions that one product takes; more images are several products."""
+_FARTHEST = (1 << 31) - 1
 _MOST_GROUPS = 0xFFFF
 _KEPT = 64 << 20
 """Bytes of tables that are kept on a device, for as long as the process lives: graphs may have been made of them."""
@@ -81,26 +83,55 @@ def _written(channels: tuple[int, int], rows: tuple[Taps, int], columns: tuple[T
     return table
 
 
-def _positions(rows: int, columns: int, image: int, row: int, column: int) -> tuple[int, ...]:
-    """Where positions are, for kernels: how many rows and columns an image has, and the bytes between them."""
-    if row == columns * column or rows == 1:
+def _division(rows: int, columns: int) -> tuple[int, ...]:
+    """How kernels find positions, of which an image has so many rows and columns."""
+    return *division(rows * columns), *division(columns)
+
+
+def _target(array: DeviceArray, start: int, positions: Pair, steps: Pair, group: int) -> Matrix:
+    """A result with positions as columns, of which an image has so many rows and columns with these steps."""
+    (rows, columns), (row, column) = positions, steps
+    if row == columns * column or rows == 1:  # a plane without gaps, where 16 bytes may go on in the next row
         rows, columns, row = 1, rows * columns, 0
-    return *division(rows * columns), *division(columns), image, row, column
+    places = _elements(array, array.strides[0], row, column)
+    return Matrix(start, array.strides[1], column, array.dtype, _division(rows, columns), places, group=group)
+
+
+def _elements(array: DeviceArray, *steps: int) -> tuple[int, ...]:
+    """Steps in elements."""
+    if max(map(abs, steps)) > _FARTHEST * array.itemsize:
+        raise ValueError(f"images, rows and columns on a CUDA device must be at most {_FARTHEST} elements apart")
+    return tuple(step // array.itemsize for step in steps)
 
 
 def _patches(
-    array: DeviceArray, table: int, along: str, positions: Pair, stride: Pair, group: int, first_image: int = 0
+    array: DeviceArray,
+    table: int,
+    along: str,
+    positions: Pair,
+    stride: Pair,
+    group: int,
+    taps: tuple[Taps, Taps] = ((0,), (0,)),
+    first_image: int = 0,
 ) -> Matrix:
     """Patches of images (N, C, H, W), whose positions are the "rows" or the "columns" of a matrix."""
-    image, _, row, column = array.strides
+    image, channel, row, column = array.strides
     height, width = array.shape[2:]
     rows, columns = positions
-    places = (
-        *(*division(rows * columns), *division(columns), image, stride[0] * row, stride[1] * column),
-        *(height, width, *stride, array.pointer + first_image * image),
+    start = array.pointer + first_image * image
+    bounded = any(
+        min(offsets, default=0) < 0 or (count - 1) * step + max(offsets, default=0) >= size
+        for offsets, count, step, size in zip(taps, positions, stride, (height, width), strict=True)
     )
-    steps = (0, TAP) if along == "rows" else (TAP, 0)
-    return Matrix(table, *steps, array.dtype, places, group)
+    lanes = PACKET // array.itemsize
+    # Packets lie in the image or outside as a whole.
+    is_even = stride[1] == 1 and all(number % lanes == 0 for number in (width, columns, *taps[1]))
+    wide = is_even and column == array.itemsize and all(a % PACKET == 0 for a in (start, image, channel, row, group))
+    steps = _elements(array, image, stride[0] * row, stride[1] * column)
+    places = (*steps, height, width, *stride, start)
+    axes = (0, TAP) if along == "rows" else (TAP, 0)
+    wide = wide and along == "columns"
+    return Matrix(table, *axes, array.dtype, _division(rows, columns), places, bounded, wide, group)
 
 
 def _in_pieces(images: int, positions: int) -> list[tuple[int, int]]:
@@ -153,7 +184,7 @@ def _run(
 
 def _from_group(matrix: Matrix, first: int) -> Matrix:
     offset = first * matrix.group
-    if len(matrix.places) > 9:
+    if len(matrix.places) == PATCHES:
         return replace(matrix, places=(*matrix.places[:-1], matrix.places[-1] + offset))
     return replace(matrix, pointer=matrix.pointer + offset)
 
@@ -208,13 +239,13 @@ def forward(
     _holder, weight = _weight(work, w, groups)
     m, k, (rows, columns) = outputs // groups, channels * math.prod(kernel), y.shape[2:]
     bias = NOTHING if b is None else Matrix(b.pointer, b.strides[0], 0, b.dtype, group=m * b.strides[0])
-    places = _positions(rows, columns, y.strides[0], *y.strides[2:])
     result = replace(result, positions=True)
     for first, images in _in_pieces(y.shape[0], rows * columns):
-        patches = _patches(x, table, "columns", (rows, columns), geometry.stride, channels * x.strides[1], first)
-        target = Matrix(y.pointer + first * y.strides[0], y.strides[1], places[-1], y.dtype, places, group=m * y.strides[1])
-        sizes = m, k, images * rows * columns
-        _run(work, sizes, weight, patches, target, result, groups, bias, alpha, alphas)
+        group = channels * x.strides[1]
+        patches = _patches(x, table, "columns", (rows, columns), geometry.stride, group, (down, across), first)
+        start, steps = y.pointer + first * y.strides[0], (y.strides[2], y.strides[3])
+        target = _target(y, start, (rows, columns), steps, m * y.strides[1])
+        _run(work, (m, k, images * rows * columns), weight, patches, target, result, groups, bias, alpha, alphas)
 
 
 def input_gradient(
@@ -270,11 +301,11 @@ def input_gradient(
                 for phase, length, step in zip((i, j), dx.shape[2:], geometry.stride, strict=True)
             )
             row, column = (step * stride for step, stride in zip(strides[2:], geometry.stride, strict=True))
-            places = _positions(rows, columns, strides[0], row, column)
             for first, images in _in_pieces(dx.shape[0], rows * columns):
-                patches = _patches(dy, table, "columns", (rows, columns), (1, 1), outputs * dy.strides[1], first)
+                group = outputs * dy.strides[1]
+                patches = _patches(dy, table, "columns", (rows, columns), (1, 1), group, (down, across), first)
                 start = dx.pointer + first * strides[0] + i * strides[2] + j * strides[3]
-                target = Matrix(start, strides[1], column, dx.dtype, places, group=channels * strides[1])
+                target = _target(dx, start, (rows, columns), (row, column), channels * strides[1])
                 sizes = channels, k, images * rows * columns
                 _run(work, sizes, weight, patches, target, result, groups, alpha=alpha, w_gradient=gradient)
 
@@ -321,7 +352,7 @@ def weight_gradient(
     )
     positions: Any = dy.shape[2:]
     taps = _table(work, (channels, x.strides[1]), (down, x.strides[2]), (across, x.strides[3]))
-    patches = _patches(x, taps, "rows", positions, geometry.stride, channels * x.strides[1])
+    patches = _patches(x, taps, "rows", positions, geometry.stride, channels * x.strides[1], (down, across))
     # dz as patches of one element: a tap is an output channel.
     own = _table(work, (outputs, dy.strides[1]), ((0,), 0), ((0,), 0))
     dz = _patches(dy, own, "columns", positions, (1, 1), outputs * dy.strides[1])

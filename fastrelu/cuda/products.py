@@ -68,10 +68,12 @@ class Matrix:
         Bytes from a row to the next, and from a column to the next.
     dtype : str
         The element type; of bits of y > 0 "bits", eight of them a column.
-    places : tuple of int
-        Where positions and patches are, see `fastrelu.cuda.kernels.patches`, if rows or columns are positions in images. Of
-        patches the pointer and the steps are those of the table of taps, with a step of 0 along positions; of a result the
-        step between neighbouring columns is that within an image.
+    division, places : tuple of int
+        If rows or columns are positions in images, how to find these, and where they are: see `fastrelu.cuda.kernels.patches`.
+        Of patches the pointer and the steps are those of the table of taps, with a step of 0 along positions; of a result
+        the step between neighbouring columns is that within an image.
+    bounded, wide : bool
+        Whether patches may leave their images, and whether 16 bytes of them can be copied at once.
     group : int
         Bytes from a group to the next, in a product of groups.
     """
@@ -80,13 +82,16 @@ class Matrix:
     row: int
     column: int
     dtype: str
+    division: tuple[int, ...] = ()
     places: tuple[int, ...] = ()
+    bounded: bool = True
+    wide: bool = False
     group: int = 0
 
     @property
     def T(self) -> Matrix:
         """The transpose."""
-        return Matrix(self.pointer, self.column, self.row, self.dtype, self.places, self.group)
+        return replace(self, row=self.column, column=self.row)
 
     def moved(self, rows: int, columns: int = 0) -> Matrix:
         """The same from another row and column on."""
@@ -203,10 +208,10 @@ def run_exactly(
         (tiles, parts, groups or 1),
         *(x.pointer, x.row, x.column, w.pointer, w.column, w.row, z.pointer, z.row, z.column),
         *(bias.pointer, bias.row, bias.column, *delivery, first, row, m * row, per_part, m, n, k),
-        *(*x.places, *w.places, *y.places, *steps),
+        *(*(x.division or w.division), *x.places, *w.places, *y.division, *y.places, *steps),
     )
     if slabs is not None:
-        _add(work, result, slabs.pointer, (m, n), row, blocks, delivery, y.places, groups, steps)
+        _add(work, result, slabs.pointer, (m, n), row, blocks, delivery, (*y.division, *y.places), groups, steps)
 
 
 def _add(
@@ -279,7 +284,9 @@ def kind_of(operand: Matrix, rows: int, dtype: str, gradient: Gradient | None, c
     if operand.places:
         positions, formula = "rows" if operand.row == 0 else "terms", "" if gradient is None else gradient.formula
         staged = gradient is not None and operand.dtype == dtype
-        return Operand(operand.dtype, positions == "terms", False, formula, operand.dtype, staged, positions)
+        wide = operand.wide and operand.dtype == dtype
+        of = "" if gradient is None else operand.dtype
+        return Operand(operand.dtype, positions == "terms", wide, formula, of, staged, positions, operand.bounded)
     row, step = abs(operand.row), abs(operand.column)
     terms_first = (rows == 1 or step <= row) and not (operand.row == size and rows > 1)
     derivative, of, staged, together = "", "", False, [operand]

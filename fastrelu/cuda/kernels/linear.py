@@ -22,7 +22,7 @@ from typing import Any
 
 from fastrelu.cuda import tile
 from fastrelu.cuda.kernels.operands import Operand, cast, copying, formula_of, pitch_of, sums_of
-from fastrelu.cuda.kernels.patches import PATCHES, PLACES, offset_of
+from fastrelu.cuda.kernels.patches import DIVISION, PATCHES, STEPS, elements_to, place_of
 from fastrelu.cuda.launch import Kernel
 from fastrelu.cuda.memory import PACKET, SHARED, load, number_of, size_of, store
 from fastrelu.cuda.ptx import block_index, commit_copies, thread_index, wait_for_copies
@@ -43,6 +43,8 @@ AHEAD = 8
 """Sums that a thread reads at a time, lest it wait for each."""
 GROUPS = 6
 """Bytes from a group to the next in x, w, the bias, y, the parameters and the sums that wait."""
+PLACES = DIVISION + STEPS
+"""Words that say where the columns of a result are, if they are positions."""
 COPY = ("tile", "settle", "begin", "near", "wide")
 
 
@@ -126,8 +128,9 @@ def delivering(result: Result) -> Any:
     def address_of(i, j, y, y_row, y_column, places):
         """The address of a result, and how many neighbours follow it in memory."""
         if POSITIONS:
-            offset, _, _, following = offset_of(j, places)
-            return y + i * y_row + offset, following
+            image, row, column = place_of(j, places)
+            steps = places[6], places[7], places[8]
+            return y + i * y_row + OUT * elements_to(image, row, column, steps), int32(places[3] - column)
         return y + i * y_row + j * y_column, int32(LANES)
 
     @device_function
@@ -222,7 +225,7 @@ def product(
         return int32((band * RASTER + within % height) * BM), int32(within // height * BN)
 
     @device_function
-    def place_of(thread):
+    def corner_of(thread):
         """The first row and column of a thread within the block tile."""
         lane, warp = thread % 32, thread // 32
         row = warp // WARPS_ACROSS * (WARP_ROWS * TM) + lane // WARP_COLUMNS * LANES
@@ -238,7 +241,7 @@ def product(
         """Store the sums of a block of terms, which wait in shared memory."""
         thread = thread_index()
         first_row, first_column = corner(block_index(), m, n)
-        row, column = place_of(thread)
+        row, column = corner_of(thread)
         for g in range(PACKETS):
             i, j = first_row + row + row_of(g), first_column + column + g % ACROSS * W_GAP
             if i < m and j < n:
@@ -247,7 +250,7 @@ def product(
     def linear(
         x, x_row, x_step, w, w_column, w_step, dz_y, dz_row, dz_step, b, b_row, b_column,
         y, y_row, y_column, alpha, alphas, alpha_row, alpha_column, slabs, slab_row, slab, blocks, m, n, k,
-        x_places, w_places, y_places, groups,
+        division, x_places, w_places, y_places, groups,
     ):  # fmt: skip
         x_group = w_group = int64(0)
         if GROUPED:
@@ -263,7 +266,7 @@ def product(
                 w += w_group
         thread = cuda.threadIdx.x
         first_row, first_column = corner(uint32(cuda.blockIdx.x), m, n)
-        row, column = place_of(thread)
+        row, column = corner_of(thread)
         number_of_block = int32(cuda.blockIdx.y * blocks)
         term = int32(number_of_block * KC)
         left = int32(k - term)
@@ -283,13 +286,13 @@ def product(
         x_i, x_p = (far, near) if X_BY_TERMS else (near * X_WIDE, far)
         x_to = stages + x_p * X_TERM + x_i * SIZE
         x_i = first_row + x_i
-        x_along = x_begin(x_row, x_step, int32(m - x_i), x_i, x_places, x_group)
+        x_along = x_begin(x_row, x_step, int32(m - x_i), x_i, division, x_places, x_group)
         x_next = x + x_i * x_row + (term + x_p) * x_step
         near, far = thread % W_NEAR, thread // W_NEAR
         w_j, w_p = (far, near) if W_BY_TERMS else (near * W_WIDE, far)
         w_to = stages + W_PART + w_p * W_TERM + w_j * SIZE
         w_j = first_column + w_j
-        w_along = w_begin(w_column, w_step, int32(n - w_j), w_j, w_places, w_group)
+        w_along = w_begin(w_column, w_step, int32(n - w_j), w_j, division, w_places, w_group)
         w_next = w + w_j * w_column + (term + w_p) * w_step
         x_y, w_y = x_to + 2 * STAGE, w_to + 2 * STAGE - W_PART
         dz = (dz_y, dz_row, dz_step, parameter)
@@ -358,7 +361,7 @@ def product(
                 store_tile(sums, sums_now)
             thread = thread_index()
             first_row, first_column = corner(block_index(), m, n)
-            row, column = place_of(thread)
+            row, column = corner_of(thread)
             for g in range(PACKETS):
                 i, j = first_row + row + row_of(g), first_column + column + g % ACROSS * W_GAP
                 if i < m and j < n:
@@ -367,7 +370,7 @@ def product(
 
     word = types.int64
     arguments = (*[word] * 15, number, *[word] * 6, *[int32] * 4)
-    counts = (X_PATCHES * PATCHES, W_PATCHES * PATCHES, result.positions * PLACES, GROUPED * GROUPS)
+    counts = GROUPED * DIVISION, X_PATCHES * PATCHES, W_PATCHES * PATCHES, result.positions * PLACES, GROUPED * GROUPS
     arguments += tuple(types.UniTuple(word, count) for count in counts)
     return Kernel(linear, arguments, THREADS, shared=shared_bytes(block, x_kind, w_kind, dtype), blocks=block.blocks)
 

@@ -50,6 +50,8 @@ class Operand:
     positions : str
         If the operand is made of patches of images, which of its axes are positions: "rows" or "terms". The other one is taps.
         Neighbouring threads copy neighbouring positions. "" otherwise.
+    bounded : bool
+        Whether patches may leave their images.
     """
 
     dtype: str
@@ -59,6 +61,7 @@ class Operand:
     of: str = ""
     staged: bool = False
     positions: str = ""
+    bounded: bool = True
 
 
 def sums_of(dtype: str) -> str:
@@ -135,7 +138,8 @@ class Copy:
         Makes dz of the dy and the y that this thread has copied to two places. It needs alpha.
     begin : function
         What this thread needs to know of its rows. Its arguments are the bytes from a row and from a term to the next, the rows
-        that follow, and the first one's number; and of patches where positions are, and the bytes to this group.
+        that follow, and the first one's number; and of patches how to find positions, where they are, and the bytes to this
+        group.
     """
 
     near: int
@@ -208,36 +212,44 @@ def copying(
 
         move = start_copy if is_asynchronous else copy_now
 
+        ITEMSIZE, BOUNDED = size_of(ELEMENTS[operand.dtype]), operand.bounded
+
+        @device_function
+        def is_inside(row, column, steps, height, width):
+            return patches.is_inside(row, column, steps, height, width) if BOUNDED else row >= 0
+
         @device_function
         def copy_rows(place, y_place, source, terms, p, along, of):
             address, row, column, height, width = along
             for h in range(ALONG):
                 offset, steps = patches.read_tap(source + h * STEPS * patches.TAP)
-                inside = patches.is_inside(row, column, steps, height, width)
+                inside = is_inside(row, column, steps, height, width)
                 move(place + h * ALONG_PLACE, y_place + h * ALONG_PLACE, address + offset, inside, of)
 
         @device_function
-        def begin_rows(row, step, rows, i, places, group):
-            address, first_row, first_column = patches.patch_of(i, rows > 0, places, group)
-            return address, first_row, first_column, int32(places[9]), int32(places[10])
+        def begin_rows(row, step, rows, i, division, places, group):
+            offset, first_row, first_column = patches.patch_of(i, rows > 0, division, places, ITEMSIZE)
+            return places[7] + group + offset, first_row, first_column, int32(places[3]), int32(places[4])
 
         @device_function
         def copy_terms(place, y_place, source, terms, p, along, of):
-            places, group = along
+            image, division, places = along
             for h in range(ALONG):
-                address, row, column = patches.patch_of(p + h * STEPS, is_below(h * STEPS, terms), places, group)
+                exists = is_below(h * STEPS, terms)
+                offset, row, column = patches.patch_of(p + h * STEPS, exists, division, places, ITEMSIZE)
+                address = image + offset
                 for v in range(DOWN):
                     offset, steps = patches.read_tap(source + v * ROWS * patches.TAP)
-                    inside = patches.is_inside(row, column, steps, places[9], places[10])
+                    inside = is_inside(row, column, steps, places[3], places[4])
                     to = h * ALONG_PLACE + v * DOWN_PLACE
                     move(place + to, y_place + to, address + offset, inside, of)
 
         @device_function
-        def begin_terms(row, step, rows, i, places, group):
-            return places, group
+        def begin_terms(row, step, rows, i, division, places, group):
+            return places[7] + group, division, places
 
         return complete(copy_rows, begin_rows) if operand.positions == "rows" else complete(copy_terms, begin_terms)
-    begin = device_function(lambda row, step, rows, i, places, group: (row, step, rows, i))
+    begin = device_function(lambda row, step, rows, i, division, places, group: (row, step, rows, i))
     if is_asynchronous:
         copy = copy_async_below(WIDE * SIZE)
 

@@ -20,11 +20,10 @@ MARGIN = 128
 """Taps behind the last one: as many as a block tile has rows."""
 OUTSIDE = -(1 << 30)
 """A row that no tap brings back into an image."""
-PLACES, PATCHES = 9, 14
-"""Words that say where positions are, and those that say where patches are. In this order: positions of an image, by what
-to multiply and how far to shift to divide by it; the same for the positions of a row; bytes from an image, a row and a
-column to the next; then rows and columns of the image that is read, its rows and columns between neighbouring positions, and
-its address.
+DIVISION, STEPS, PATCHES = 6, 3, 8
+"""Words that say how a position becomes an image, a row and a column (see `division`: of the positions of an image, and of
+those of a row), how many elements lie between neighbours of these three, and where patches are. The latter are the steps,
+then rows and columns of the image that is read, its rows and columns between neighbouring positions, and its address.
 """
 
 _WORD, _LONG = ir.IntType(32), ir.IntType(64)
@@ -80,18 +79,23 @@ def is_inside(typing_context, row, column, steps, height, width):
 
 
 @device_function
-def offset_of(position, places):
-    """The bytes to a position, the row and the column of the output, and how many positions of the row follow."""
-    image = _divided(position, places[1], places[2])
-    rest = int32(position - image * places[0])
-    row = _divided(rest, places[4], places[5])
-    column = int32(rest - row * places[3])
-    return image * places[6] + row * places[7] + column * places[8], row, column, int32(places[3] - column)
+def place_of(position, division):
+    """The image, the row and the column of a position."""
+    image = _divided(position, division[1], division[2])
+    rest = int32(position - image * division[0])
+    row = _divided(rest, division[4], division[5])
+    return image, row, int32(rest - row * division[3])
 
 
 @device_function
-def patch_of(position, exists, places, group):
-    """The address of a patch, and its first row and column in the image."""
-    offset, row, column, _ = offset_of(position, places)
-    first = int32(row * places[11]) if exists else int32(OUTSIDE)
-    return places[13] + group + offset, first, int32(column * places[12])
+def elements_to(image, row, column, steps):
+    """The elements from the first to a place. The type of the products is one that takes one instruction for each."""
+    return image * int32(steps[0]) + row * int32(steps[1]) + column * int32(steps[2])
+
+
+@device_function
+def patch_of(position, exists, division, places, itemsize):
+    """The address of a patch, from that of the image on, and its first row and column in the image."""
+    image, row, column = place_of(position, division)
+    first = int32(row * places[5]) if exists else int32(OUTSIDE)
+    return itemsize * elements_to(image, row, column, places), first, int32(column * places[6])
