@@ -45,7 +45,7 @@ GROUPS = 6
 """Bytes from a group to the next in x, w, the bias, y, the parameters and the sums that wait."""
 PLACES = DIVISION + STEPS
 """Words that say where the columns of a result are, if they are positions."""
-COPY = ("tile", "settle", "begin", "near", "wide")
+COPY = ("tile", "settle", "begin", "near", "wide", "moves")
 
 
 @dataclass(frozen=True)
@@ -202,8 +202,8 @@ def product(
     multiply, multiply_term = kind.multiply, kind.multiply_term
     x_copying = copying(x_kind, BM, X_PITCH, THREADS, BK, dtype, common, asynchronous)
     w_copying = copying(w_kind, BN, W_PITCH, THREADS, BK, dtype, common, asynchronous)
-    x_copy, x_settle, x_begin, X_NEAR, X_WIDE = (getattr(x_copying, name) for name in COPY)
-    w_copy, w_settle, w_begin, W_NEAR, W_WIDE = (getattr(w_copying, name) for name in COPY)
+    x_copy, x_settle, x_begin, X_NEAR, X_WIDE, X_MOVES = (getattr(x_copying, name) for name in COPY)
+    w_copy, w_settle, w_begin, W_NEAR, W_WIDE, W_MOVES = (getattr(w_copying, name) for name in COPY)
     X_PATCHES, W_PATCHES = bool(x_kind.positions), bool(w_kind.positions)
     GROUPED = X_PATCHES or W_PATCHES
     X_BY_TERMS, W_BY_TERMS = x_kind.terms_first, w_kind.terms_first
@@ -301,8 +301,10 @@ def product(
         w_copy(w_to, w_y, w_next, left - w_p, term + w_p, w_along, dz)
         if ASYNCHRONOUS:
             commit_copies()
-        x_next += BK * x_step
-        w_next += BK * w_step
+        if X_MOVES:
+            x_next += BK * x_step
+        if W_MOVES:
+            w_next += BK * w_step
 
         sums_now = zeros()
         if HAS_BIAS and term == 0:
@@ -331,8 +333,10 @@ def product(
                     p = int32(end - ahead)
                     x_copy(x_to + other, x_y, x_next, ahead - x_p, p + x_p, x_along, dz)
                     w_copy(w_to + other, w_y, w_next, ahead - w_p, p + w_p, w_along, dz)
-                    x_next += BK * x_step
-                    w_next += BK * w_step
+                    if X_MOVES:
+                        x_next += BK * x_step
+                    if W_MOVES:
+                        w_next += BK * w_step
                 if ASYNCHRONOUS:
                     commit_copies()
                 if left < BK:

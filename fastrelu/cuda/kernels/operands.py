@@ -140,6 +140,8 @@ class Copy:
         What this thread needs to know of its rows. Its arguments are the bytes from a row and from a term to the next, the rows
         that follow, and the first one's number; and of patches how to find positions, where they are, and the bytes to this
         group.
+    moves : bool
+        Whether the address moves on with the terms.
     """
 
     near: int
@@ -147,6 +149,7 @@ class Copy:
     tile: Any
     settle: Any
     begin: Any
+    moves: bool
 
 
 def copying(
@@ -192,7 +195,7 @@ def copying(
                 put_copied(to, derivative(read_copied(to), read_copied(y_place + h * ALONG_PLACE + v * DOWN_PLACE), alpha))
 
     def complete(tile: Any, begin: Any) -> Copy:
-        return Copy(near, WIDE, tile, settle if STAGED else None, begin)
+        return Copy(near, WIDE, tile, settle if STAGED else None, begin, operand.positions != "terms")
 
     if operand.positions:
         copy_one = copy_async(WIDE * SIZE)
@@ -215,21 +218,22 @@ def copying(
         ITEMSIZE, BOUNDED = size_of(ELEMENTS[operand.dtype]), operand.bounded
 
         @device_function
-        def is_inside(row, column, steps, height, width):
-            return patches.is_inside(row, column, steps, height, width) if BOUNDED else row >= 0
+        def is_inside(exists, row, column, steps, height, width):
+            return patches.is_inside(row, column, steps, height, width) if BOUNDED else exists
 
         @device_function
         def copy_rows(place, y_place, source, terms, p, along, of):
-            address, row, column, height, width = along
+            exists, address, row, column, height, width = along
             for h in range(ALONG):
                 offset, steps = patches.read_tap(source + h * STEPS * patches.TAP)
-                inside = is_inside(row, column, steps, height, width)
+                inside = is_inside(exists, row, column, steps, height, width)
                 move(place + h * ALONG_PLACE, y_place + h * ALONG_PLACE, address + offset, inside, of)
 
         @device_function
         def begin_rows(row, step, rows, i, division, places, group):
             offset, first_row, first_column = patches.patch_of(i, rows > 0, division, places, ITEMSIZE)
-            return places[7] + group + offset, first_row, first_column, int32(places[3]), int32(places[4])
+            address = places[7] + group + offset
+            return rows > 0, address, first_row, first_column, int32(places[3]), int32(places[4])
 
         @device_function
         def copy_terms(place, y_place, source, terms, p, along, of):
@@ -240,7 +244,7 @@ def copying(
                 address = image + offset
                 for v in range(DOWN):
                     offset, steps = patches.read_tap(source + v * ROWS * patches.TAP)
-                    inside = is_inside(row, column, steps, places[3], places[4])
+                    inside = is_inside(exists, row, column, steps, places[3], places[4])
                     to = h * ALONG_PLACE + v * DOWN_PLACE
                     move(place + to, y_place + to, address + offset, inside, of)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
+from fastrelu.cuda.ptx import added_product, product_of
 from fastrelu.cuda.toolkit import device_function, intrinsic, types
 
 TAP = 16
@@ -27,19 +28,13 @@ then rows and columns of the image that is read, its rows and columns between ne
 """
 
 _WORD, _LONG = ir.IntType(32), ir.IntType(64)
-int32 = types.int32
+int32, int64 = types.int32, types.int64
 
 
-@intrinsic
-def _divided(typing_context, number, factor, shift):
+@device_function
+def _divided(number, factor, shift):
     """A quotient of numbers of 31 bits, the divisor of which is given by `division`."""
-
-    def codegen(context, builder, signature, arguments):
-        # The type of a product that takes one instruction.
-        number, factor = (builder.zext(builder.trunc(word, _WORD), _LONG) for word in arguments[:2])
-        return builder.trunc(builder.lshr(builder.mul(number, factor), arguments[2]), _WORD)
-
-    return types.int32(types.int64, types.int64, types.int64), codegen
+    return int32(product_of(number, factor) >> shift)
 
 
 def division(divisor: int) -> tuple[int, int, int]:
@@ -82,20 +77,20 @@ def is_inside(typing_context, row, column, steps, height, width):
 def place_of(position, division):
     """The image, the row and the column of a position."""
     image = _divided(position, division[1], division[2])
-    rest = int32(position - image * division[0])
+    rest = int32(position - image * int32(division[0]))
     row = _divided(rest, division[4], division[5])
-    return image, row, int32(rest - row * division[3])
+    return image, row, int32(rest - row * int32(division[3]))
 
 
 @device_function
 def elements_to(image, row, column, steps):
-    """The elements from the first to a place. The type of the products is one that takes one instruction for each."""
-    return image * int32(steps[0]) + row * int32(steps[1]) + column * int32(steps[2])
+    """The elements from the first to a place."""
+    return added_product(image, steps[0], added_product(row, steps[1], added_product(column, steps[2], int64(0))))
 
 
 @device_function
 def patch_of(position, exists, division, places, itemsize):
     """The address of a patch, from that of the image on, and its first row and column in the image."""
     image, row, column = place_of(position, division)
-    first = int32(row * places[5]) if exists else int32(OUTSIDE)
-    return itemsize * elements_to(image, row, column, places), first, int32(column * places[6])
+    first = int32(row * int32(places[5])) if exists else int32(OUTSIDE)
+    return itemsize * elements_to(image, row, column, places), first, int32(column * int32(places[6]))
