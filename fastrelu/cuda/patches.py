@@ -130,7 +130,6 @@ def _patches(
     steps = _elements(array, image, stride[0] * row, stride[1] * column)
     places = (*steps, height, width, *stride, start)
     axes = (0, TAP) if along == "rows" else (TAP, 0)
-    wide = wide and along == "columns"
     return Matrix(table, *axes, array.dtype, _division(rows, columns), places, bounded, wide, group)
 
 
@@ -280,7 +279,7 @@ def input_gradient(
     groups, strides = geometry.groups, dx.strides
     outputs, channels = w.shape[0] // groups, w.shape[1]
     result = replace(result, positions=True)
-    gradient = _gradient(dy, y, formula)
+    gradient = _gradient(dy, y, formula, alpha)
     for i, down, used_rows in _phases(0, dx, w, geometry):
         for j, across, used_columns in _phases(1, dx, w, geometry):
             table = _table(work, (outputs, dy.strides[1]), (down, dy.strides[2]), (across, dy.strides[3]))
@@ -310,9 +309,11 @@ def input_gradient(
                 _run(work, sizes, weight, patches, target, result, groups, alpha=alpha, w_gradient=gradient)
 
 
-def _gradient(dy: DeviceArray, y: DeviceArray | None, formula: str) -> Gradient | None:
+def _gradient(dy: DeviceArray, y: DeviceArray | None, formula: str, alpha: float) -> Gradient | None:
     """The formula, with the distance from dy to y."""
-    return None if y is None or not formula else Gradient(formula, Matrix(y.pointer - dy.pointer, 0, 0, y.dtype))
+    if y is None or not formula:
+        return None
+    return Gradient(formula, Matrix(y.pointer - dy.pointer, 0, 0, y.dtype), math.isfinite(alpha))
 
 
 def _phases(axis: int, dx: DeviceArray, w: DeviceArray, geometry: Geometry) -> list[tuple[int, Taps, range]]:
@@ -359,4 +360,4 @@ def weight_gradient(
     row = dw.strides[0]
     target = Matrix(dw.pointer, row, dw.itemsize, dw.dtype, group=outputs * row)
     sizes = outputs, dy.shape[0] * math.prod(positions), channels * math.prod(kernel)
-    _run(work, sizes, dz, patches, target, result, groups, alpha=alpha, x_gradient=_gradient(dy, y, formula))
+    _run(work, sizes, dz, patches, target, result, groups, alpha=alpha, x_gradient=_gradient(dy, y, formula, alpha))

@@ -108,10 +108,13 @@ class Gradient:
         f', by the name of its formula.
     y : Matrix
         What tells the derivative, in the order of dy.
+    keeps_zeros : bool
+        Whether dz is 0 where dy and y are, as outside of images. No infinite parameter does.
     """
 
     formula: str
     y: Matrix
+    keeps_zeros: bool = True
 
 
 NOTHING = Matrix(0, 0, 0, "")
@@ -283,8 +286,9 @@ def kind_of(operand: Matrix, rows: int, dtype: str, gradient: Gradient | None, c
     size = ITEMSIZES[operand.dtype]
     if operand.places:
         positions, formula = "rows" if operand.row == 0 else "terms", "" if gradient is None else gradient.formula
-        staged = gradient is not None and operand.dtype == dtype
-        wide = operand.wide and operand.dtype == dtype
+        staged = gradient is not None and operand.dtype == dtype and gradient.keeps_zeros
+        wide = positions == "rows" and operand.wide and operand.dtype == dtype
+        wide = wide and (gradient is None or (staged and gradient.y.pointer % PACKET == 0))
         of = "" if gradient is None else operand.dtype
         return Operand(operand.dtype, positions == "terms", wide, formula, of, staged, positions, operand.bounded)
     row, step = abs(operand.row), abs(operand.column)
