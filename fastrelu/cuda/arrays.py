@@ -269,7 +269,7 @@ class Work:
             if name in self._outputs:
                 first, end = extents[i]
                 for k, (its_first, its_end) in enumerate(extents):
-                    if first < its_end and its_first < end and firsts[k] != firsts[i]:
+                    if its_first < end and its_end > first and firsts[k] != firsts[i]:
                         low, high = sorted((firsts[k], firsts[i]))
                         firsts = [low if group == high else group for group in firsts]
         return tuple([(i, k, arrays[i].pointer - arrays[k].pointer) for i, k in enumerate(firsts) if i != k])
@@ -284,7 +284,11 @@ class Work:
 def _is_here(value: Any) -> bool:
     """Whether a value is on a CUDA device."""
     kind: type = type(value)
+    if kind is OwnedArray:
+        return True
     library = library_of(kind)
+    if library == "torch":
+        return bool(value.is_cuda)
     return library == "cupy" or faults.is_on_cuda(value)
 
 

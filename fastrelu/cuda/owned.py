@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any
 
@@ -42,7 +43,7 @@ class OwnedArray:
     ) -> None:
         self.shape, self.dtype, self.device, self.stream = shape, dtype, device, stream
         self.strides = ordered_strides(shape, ITEMSIZES[dtype], order)
-        self.nbytes = int(np.prod(shape, dtype=np.int64)) * ITEMSIZES[dtype]
+        self.nbytes = math.prod(shape) * ITEMSIZES[dtype]
         using = launch.active()
         self.pointer = using.allocate(device, self.nbytes, stream)
         self._readers: set[int] = set()

@@ -234,10 +234,10 @@ class Plan:
 
     def run(self, using: launch.Driver, work: Work) -> list[Any]:
         """Do it for a call; returns the results, the library's arrays."""
-        arrays = [*work.arrays.values()]
+        arrays, new = [*work.arrays.values()], len(self.new)
         given = len(arrays)
-        owners = {i: array.owner for i, array in enumerate(arrays)}
-        starts = [array.pointer - array.pointer % PACKET for array in arrays] + [0] * len(self.new)
+        owners = [array.owner for array in arrays] + [None] * new
+        starts = [array.pointer - array.pointer % PACKET for array in arrays] + [0] * new
         values = [number.convert(work.numbers[number.operand]) for number in self.numbers]
         for i in self.results:
             if i >= given:
@@ -252,11 +252,11 @@ class Plan:
                 arguments[at] = values[i]
             using.launch(function, grid, work.stream, arguments)
             for i in left:
-                del owners[i]
+                owners[i] = None
         return [owners[i] for i in self.results]
 
 
-_plans: dict[_Kind, Plan] = {}
+_plans: dict[tuple[Any, ...], Plan] = {}
 
 
 def clear() -> None:
@@ -291,10 +291,10 @@ def run(
         using = launch.active()
         layouts = tuple([(n, a.dtype, a.shape, a.strides, a.pointer % PACKET) for n, a in work.arrays.items()])
         numbers = tuple([(name, kind_of(number)) for name, number in work.numbers.items()])
-        kind = _Kind(write, how, layouts, numbers, work.shared(), using, work.device)
+        kind = write, how, layouts, numbers, work.shared(), using, work.device
         plan = _plans.get(kind)
         if plan is None:
-            draft = Draft(kind)
+            draft = Draft(_Kind(*kind))
             plan = draft.plan(write(draft, *how))
             if len(plan.steps) <= _LONGEST:
                 with lock:
