@@ -78,6 +78,32 @@ def backward(
     return _run(name, call, operands, outputs, device)
 
 
+def convolution(name: str, operands: dict[str, Any], options: tuple[Any, ...], out: Any, device: int) -> Any:
+    """A convolution; `operands` are x, w, b and alpha, which may be None; `options` stride, padding, dilation and groups."""
+
+    def call(given: Mapping[str, Any], outputs: Mapping[str, Any]) -> Any:
+        return _module("convolution").call(name, dict(given), options, outputs["out"])
+
+    return _run(name, call, operands, {"out": out}, device)
+
+
+def convolution_backward(
+    name: str,
+    operands: dict[str, Any],
+    options: tuple[Any, ...],
+    wanted: tuple[str, ...],
+    accumulate: tuple[str, ...],
+    outputs: dict[str, Any],
+    device: int,
+) -> Any:
+    """The backward pass of a convolution; `operands` are dy, y, x, w and alpha, `outputs` arrays for dx, dw and db."""
+
+    def call(given: Mapping[str, Any], places: Mapping[str, Any]) -> Any:
+        return _module("convolution_gradients").call(name, dict(given), options, wanted, accumulate, dict(places))
+
+    return _run(name, call, operands, outputs, device)
+
+
 def _run(name: str, call: Callable[..., Any], operands: dict[str, Any], outputs: dict[str, Any], device: int) -> Any:
     try:
         launch.active()

@@ -214,10 +214,10 @@ def run_exactly(
         *(*(x.division or w.division), *x.places, *w.places, *y.division, *y.places, *steps),
     )
     if slabs is not None:
-        _add(work, result, slabs.pointer, (m, n), row, blocks, delivery, (*y.division, *y.places), groups, steps)
+        add_sums(work, result, slabs.pointer, (m, n), row, blocks, delivery, (*y.division, *y.places), groups, steps)
 
 
-def _add(
+def add_sums(
     work: Draft | Work,
     result: Result,
     slabs: Any,
@@ -278,7 +278,7 @@ def sum_rows(
     places = (x.pointer, x.row, x.column, z.pointer, z.row, z.column, alpha, alphas.pointer, slabs.pointer, row)
     work.launch(kernel, (-(-n // across), min(-(-blocks // down), 0xFFFF), 1), *places, m, n)
     delivery = (y.pointer, y.row, y.column, alpha, alphas.pointer, alphas.row, alphas.column)
-    _add(work, result, slabs.pointer, (1, n), row, blocks, delivery)
+    add_sums(work, result, slabs.pointer, (1, n), row, blocks, delivery)
 
 
 def kind_of(operand: Matrix, rows: int, dtype: str, gradient: Gradient | None, columns: str) -> Operand:
