@@ -83,8 +83,10 @@ def _place(base: str, given: Sequence[Any], device: str | None) -> int | None:
     return target(base, given, {} if device is None else {"device": device})
 
 
-def _parameter(base: str, alpha: Any) -> Any:
-    """A parameter for a device: a number, or a single value there."""
+def _parameter(base: str, formula: str, alpha: Any) -> Any:
+    """A parameter for a device: a number, or a single value there; None if the formula has none."""
+    if not formula.startswith(("leaky_relu", "elu")):
+        return None
     return alpha if faults.is_on_cuda(alpha) else operands.number(base, "alpha", alpha)
 
 
@@ -121,7 +123,7 @@ def _forward(
         if place is not None:
             from fastrelu.cuda import dispatch as cuda
 
-            everything = {"x": x, "w": w, "b": b, "alpha": _parameter(base, alpha)}
+            everything = {"x": x, "w": w, "b": b, "alpha": _parameter(base, formula, alpha)}
             on_device: ndarray = cuda.convolution(base, everything, (stride, padding, dilation, groups), out, place)
             return on_device
     given = operands.arrays(base, {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b})
@@ -184,7 +186,7 @@ def _backward(
         if place is not None:
             from fastrelu.cuda import dispatch as cuda
 
-            named_operands["alpha"] = _parameter(base, alpha)
+            named_operands["alpha"] = _parameter(base, formula, alpha)
             options = stride, padding, dilation, groups
             on_device: Triple = cuda.convolution_backward(base, named_operands, options, wanted, added, outputs, place)
             return on_device

@@ -112,7 +112,7 @@ def test_convolution(name: str, calls: Calls, device: Any) -> None:
     x, w, b, alpha, y = (device.array(X) for _ in range(5))
     slopes = (alpha,) if name == "conv2d_prelu" else ()
     getattr(fastrelu, name)(x, w, b, *slopes, 2, "valid", out=y)
-    default = {"conv2d_prelu": alpha, "conv2d_elu": 1.0, "conv2d_leaky_relu": 0.01}.get(name, 0.0)
+    default = {"conv2d_prelu": alpha, "conv2d_elu": 1.0, "conv2d_leaky_relu": 0.01}.get(name)
     everything = {"x": x, "w": w, "b": b, "alpha": default}
     assert calls.pop() == (name, everything, (2, "valid", 1, 1), y)
     getattr(fastrelu, name)(x, w, None, *slopes, groups=3)
@@ -124,7 +124,7 @@ def test_convolution_backward(name: str, calls: Calls, device: Any) -> None:
     calls.result = (1, 2, 3)
     dy, y, x, w, dw = (device.array(X) for _ in range(5))
     names = {"dy": dy} if name == "conv2d_backward" else {"dy": dy, "y": y}
-    default = {"conv2d_elu_backward": 1.0, "conv2d_leaky_relu_backward": 0.01}.get(name, 0.0)
+    default = {"conv2d_elu_backward": 1.0, "conv2d_leaky_relu_backward": 0.01}.get(name)
     assert getattr(fastrelu, name)(*names.values(), x, w, dilation=2) == (1, 2, 3)
     everything = names | {"x": x, "w": w, "alpha": default}
     assert calls.pop() == (name, everything, (1, 0, 2, 1), ("dx", "dw", "db"), (), {})
