@@ -28,58 +28,41 @@ MOST_POSITIONS = 1 << 30
 """Positions that one product takes; more images are several products."""
 _FARTHEST = (1 << 31) - 1
 _MOST_GROUPS = 0xFFFF
-_KEPT = 64 << 20
-"""Bytes of tables that are kept on a device, for as long as the process lives: graphs may have been made of them."""
+_START = 7
+"""Which word of where patches are is the address."""
 
 Pair = tuple[int, int]
 Taps = tuple[int, ...]
 
 _tables: dict[tuple[Any, ...], int] = {}
-_kept: dict[tuple[Any, int], int] = {}
 
 
-def _table(work: Work, channels: tuple[int, int], rows: tuple[Taps, int], columns: tuple[Taps, int]) -> int:
-    """The address of the table of taps (channel, row, column).
+def _table(work: Work, channels: int, rows: Taps, columns: Taps) -> int:
+    """The address of the table of taps (channel, row, column): how many channels, and what to add to rows and columns.
 
-    Parameters
-    ----------
-    work : Work
-        The call.
-    channels : pair of int
-        How many there are, and the bytes between them.
-    rows, columns : pair of tuple of int and int
-        What each tap adds to the row or the column of an image, and the bytes between them.
+    It stays on the device as long as the process lives, as plans and graphs do that name it: there is one for each layer.
     """
     driver = launch.active()
     key = driver, work.device, channels, rows, columns
-    found = _tables.get(key)
-    if found is not None:
-        return found
-    with lock:
-        if key not in _tables:
-            table = _written(channels, rows, columns)
-            kept = _kept.get((driver, work.device), 0) + table.nbytes
-            if kept > _KEPT:
-                scratch = work.made.setdefault(key, work.scratch(table.nbytes))
-                driver.copy_to_device(work.device, scratch.pointer, table.ctypes.data, table.nbytes, work.stream)
-                return int(scratch.pointer)
-            pointer = driver.allocate(work.device, table.nbytes, work.stream)
-            driver.copy_to_device(work.device, pointer, table.ctypes.data, table.nbytes, work.stream)
-            driver.synchronize(work.device, work.stream)  # other streams read it as well
-            _tables[key], _kept[driver, work.device] = pointer, kept
-        return _tables[key]
+    if key not in _tables:
+        with lock:
+            if key not in _tables:
+                table = _written(channels, rows, columns)
+                pointer = driver.allocate(work.device, table.nbytes, work.stream)
+                driver.copy_to_device(work.device, pointer, table.ctypes.data, table.nbytes, work.stream)
+                _tables[key] = pointer
+    return _tables[key]
 
 
-def _written(channels: tuple[int, int], rows: tuple[Taps, int], columns: tuple[Taps, int]) -> np.ndarray[Any, Any]:
+def _written(channels: int, rows: Taps, columns: Taps) -> np.ndarray[Any, Any]:
     """The table on the host."""
-    (count, step), (down, row), (across, column) = channels, rows, columns
-    height, width = np.array(down, np.int64)[:, None], np.array(across, np.int64)
-    taps = count * len(down) * len(across)
-    table = np.empty((taps + MARGIN, 2), np.int64)
-    offsets = np.arange(count, dtype=np.int64)[:, None, None] * step + (height * row + width * column)
-    table[:taps, 0] = offsets.ravel()
-    table[:taps, 1] = np.broadcast_to(width << 32 | height & 0xFFFFFFFF, offsets.shape).ravel()
-    table[taps:] = 0, OUTSIDE & 0xFFFFFFFF
+    taps = channels * len(rows) * len(columns)
+    table = np.zeros((taps + MARGIN, TAP // 4), np.int32)
+    table[taps:, 1] = OUTSIDE
+    grid = table[:taps].reshape(channels, len(rows), len(columns), TAP // 4)
+    grid[..., 0] = np.arange(channels)[:, None, None]
+    grid[..., 1] = np.array(rows, np.int32)[:, None]
+    grid[..., 2] = columns
     return table
 
 
@@ -105,32 +88,51 @@ def _elements(array: DeviceArray, *steps: int) -> tuple[int, ...]:
 
 
 def _patches(
+    work: Work,
     array: DeviceArray,
-    table: int,
+    channels: int,
+    taps: tuple[Taps, Taps],
     along: str,
     positions: Pair,
     stride: Pair,
-    group: int,
-    taps: tuple[Taps, Taps] = ((0,), (0,)),
     first_image: int = 0,
 ) -> Matrix:
-    """Patches of images (N, C, H, W), whose positions are the "rows" or the "columns" of a matrix."""
-    image, channel, row, column = array.strides
+    """Patches of images (N, C, H, W), whose positions are the "rows" or the "columns" of a matrix.
+
+    Parameters
+    ----------
+    work : Work
+        The call.
+    array : DeviceArray
+        The images.
+    channels : int
+        Those of a group.
+    taps : pair of tuple of int
+        What each tap adds to the row and to the column.
+    along : str
+        The axis of positions.
+    positions, stride : pair of int
+        Rows and columns of positions, and the rows and columns of the image between neighbours.
+    first_image : int, optional
+        Where to begin.
+    """
+    image, channel, row, column = (stride * (length > 1) for stride, length in zip(array.strides, array.shape, strict=True))
     height, width = array.shape[2:]
-    rows, columns = positions
     start = array.pointer + first_image * image
-    bounded = any(
-        min(offsets, default=0) < 0 or (count - 1) * step + max(offsets, default=0) >= size
-        for offsets, count, step, size in zip(taps, positions, stride, (height, width), strict=True)
-    )
+    is_inside = all((count - 1) * step < size for count, step, size in zip(positions, stride, (height, width), strict=True))
+    pointwise = taps == ((0,), (0,)) and is_inside
     lanes = PACKET // array.itemsize
-    # Packets lie in the image or outside as a whole.
-    is_even = stride[1] == 1 and all(number % lanes == 0 for number in (width, columns, *taps[1]))
-    wide = is_even and column == array.itemsize and all(a % PACKET == 0 for a in (start, image, channel, row, group))
+    # Packets are in the image, or outside, as a whole.
+    is_even = stride[1] == 1 and all(number % lanes == 0 for number in (width, positions[1], *taps[1]))
+    wide = is_even and array.strides[3] == array.itemsize and all(a % PACKET == 0 for a in (start, image, channel, row))
     steps = _elements(array, image, stride[0] * row, stride[1] * column)
-    places = (*steps, height, width, *stride, start)
+    if max(map(abs, (channel, row, column))) > _FARTHEST:
+        raise ValueError(f"channels, rows and columns on a CUDA device must be at most {_FARTHEST} bytes apart")
+    places = (*steps, height, width, *stride, start, channel, row, column)
+    table = 0 if pointwise else _table(work, channels, *taps)
     axes = (0, TAP) if along == "rows" else (TAP, 0)
-    return Matrix(table, *axes, array.dtype, _division(rows, columns), places, bounded, wide, group)
+    group = channels * channel
+    return Matrix(table, *axes, array.dtype, _division(*positions), places, pointwise, wide, group)
 
 
 def _in_pieces(images: int, positions: int) -> list[tuple[int, int]]:
@@ -178,13 +180,20 @@ def _run(
     for first in range(0, groups, _MOST_GROUPS):
         its_x, its_w, its_y, its_bias, its_alphas = (_from_group(matrix, first) for matrix in (x, w, y, bias, alphas))
         count = min(groups - first, _MOST_GROUPS)
-        run_exactly(work, sizes, its_x, its_w, its_y, result, its_bias, alpha, its_alphas, x_gradient, w_gradient, count)
+        its_gradients = [
+            gradient and replace(gradient, y=gradient.y.moved(first * matrix.group))
+            for gradient, matrix in ((x_gradient, x), (w_gradient, w))
+        ]
+        run_exactly(
+            work, sizes, its_x, its_w, its_y, result, its_bias, alpha, its_alphas, its_gradients[0], its_gradients[1], count
+        )
 
 
 def _from_group(matrix: Matrix, first: int) -> Matrix:
     offset = first * matrix.group
     if len(matrix.places) == PATCHES:
-        return replace(matrix, places=(*matrix.places[:-1], matrix.places[-1] + offset))
+        places = (*matrix.places[:_START], matrix.places[_START] + offset, *matrix.places[_START + 1 :])
+        return replace(matrix, places=places)
     return replace(matrix, pointer=matrix.pointer + offset)
 
 
@@ -234,14 +243,12 @@ def forward(
         tuple(t * dilation - before for t in range(count))
         for count, dilation, before in zip(kernel, geometry.dilation, (top, left), strict=True)
     )
-    table = _table(work, (channels, x.strides[1]), (down, x.strides[2]), (across, x.strides[3]))
     _holder, weight = _weight(work, w, groups)
     m, k, (rows, columns) = outputs // groups, channels * math.prod(kernel), y.shape[2:]
     bias = NOTHING if b is None else Matrix(b.pointer, b.strides[0], 0, b.dtype, group=m * b.strides[0])
     result = replace(result, positions=True)
     for first, images in _in_pieces(y.shape[0], rows * columns):
-        group = channels * x.strides[1]
-        patches = _patches(x, table, "columns", (rows, columns), geometry.stride, group, (down, across), first)
+        patches = _patches(work, x, channels, (down, across), "columns", (rows, columns), geometry.stride, first)
         start, steps = y.pointer + first * y.strides[0], (y.strides[2], y.strides[3])
         target = _target(y, start, (rows, columns), steps, m * y.strides[1])
         _run(work, (m, k, images * rows * columns), weight, patches, target, result, groups, bias, alpha, alphas)
@@ -279,10 +286,8 @@ def input_gradient(
     groups, strides = geometry.groups, dx.strides
     outputs, channels = w.shape[0] // groups, w.shape[1]
     result = replace(result, positions=True)
-    gradient = _gradient(dy, y, formula, alpha)
     for i, down, used_rows in _phases(0, dx, w, geometry):
         for j, across, used_columns in _phases(1, dx, w, geometry):
-            table = _table(work, (outputs, dy.strides[1]), (down, dy.strides[2]), (across, dy.strides[3]))
             # (groups, o, kh, kw, c): neighbouring rows of a term lie side by side.
             step, offset = w.strides, used_rows.start * w.strides[2] + used_columns.start * w.strides[3]
             shape = groups, outputs, len(used_rows), len(used_columns), channels
@@ -301,19 +306,20 @@ def input_gradient(
             )
             row, column = (step * stride for step, stride in zip(strides[2:], geometry.stride, strict=True))
             for first, images in _in_pieces(dx.shape[0], rows * columns):
-                group = outputs * dy.strides[1]
-                patches = _patches(dy, table, "columns", (rows, columns), (1, 1), group, (down, across), first)
+                patches = _patches(work, dy, outputs, (down, across), "columns", (rows, columns), (1, 1), first)
+                gradient = _gradient(y, formula, alpha, first)
                 start = dx.pointer + first * strides[0] + i * strides[2] + j * strides[3]
                 target = _target(dx, start, (rows, columns), (row, column), channels * strides[1])
                 sizes = channels, k, images * rows * columns
                 _run(work, sizes, weight, patches, target, result, groups, alpha=alpha, w_gradient=gradient)
 
 
-def _gradient(dy: DeviceArray, y: DeviceArray | None, formula: str, alpha: float) -> Gradient | None:
-    """The formula, with the distance from dy to y."""
+def _gradient(y: DeviceArray | None, formula: str, alpha: float, first_image: int = 0) -> Gradient | None:
+    """The formula, and y."""
     if y is None or not formula:
         return None
-    return Gradient(formula, Matrix(y.pointer - dy.pointer, 0, 0, y.dtype), math.isfinite(alpha))
+    keeps_zeros = isinstance(alpha, float) and math.isfinite(alpha)
+    return Gradient(formula, Matrix(y.pointer + first_image * y.strides[0], 1, 0, y.dtype), keeps_zeros)
 
 
 def _phases(axis: int, dx: DeviceArray, w: DeviceArray, geometry: Geometry) -> list[tuple[int, Taps, range]]:
@@ -352,12 +358,10 @@ def weight_gradient(
         for count, dilation, before in zip(kernel, geometry.dilation, (top, left), strict=True)
     )
     positions: Any = dy.shape[2:]
-    taps = _table(work, (channels, x.strides[1]), (down, x.strides[2]), (across, x.strides[3]))
-    patches = _patches(x, taps, "rows", positions, geometry.stride, channels * x.strides[1], (down, across))
-    # dz as patches of one element: a tap is an output channel.
-    own = _table(work, (outputs, dy.strides[1]), ((0,), 0), ((0,), 0))
-    dz = _patches(dy, own, "columns", positions, (1, 1), outputs * dy.strides[1])
+    patches = _patches(work, x, channels, (down, across), "rows", positions, geometry.stride)
+    # dz as patches of one element: its taps are the output channels.
+    dz = _patches(work, dy, outputs, ((0,), (0,)), "columns", positions, (1, 1))
     row = dw.strides[0]
     target = Matrix(dw.pointer, row, dw.itemsize, dw.dtype, group=outputs * row)
     sizes = outputs, dy.shape[0] * math.prod(positions), channels * math.prod(kernel)
-    _run(work, sizes, dz, patches, target, result, groups, alpha=alpha, x_gradient=_gradient(dy, y, formula, alpha))
+    _run(work, sizes, dz, patches, target, result, groups, alpha=alpha, x_gradient=_gradient(y, formula, alpha))

@@ -72,8 +72,8 @@ class Matrix:
         If rows or columns are positions in images, how to find these, and where they are: see `fastrelu.cuda.kernels.patches`.
         Of patches the pointer and the steps are those of the table of taps, with a step of 0 along positions; of a result
         the step between neighbouring columns is that within an image.
-    bounded, wide : bool
-        Whether patches may leave their images, and whether 16 bytes of them can be copied at once.
+    pointwise, wide : bool
+        Whether patches have one element in each channel, and whether 16 bytes of them can be copied at once.
     group : int
         Bytes from a group to the next, in a product of groups.
     """
@@ -84,7 +84,7 @@ class Matrix:
     dtype: str
     division: tuple[int, ...] = ()
     places: tuple[int, ...] = ()
-    bounded: bool = True
+    pointwise: bool = False
     wide: bool = False
     group: int = 0
 
@@ -183,7 +183,7 @@ def run_exactly(
 ) -> None:
     """The same in plain floats; also of patches, where there may be up to 0xFFFF groups of products.
 
-    The y of a gradient of patches has the type of dy and lies as dy does; its pointer is the distance from dy.
+    The y of a gradient of patches has the type of dy and lies as dy does.
     """
     m, k, n = sizes
     dtype = sums_of(result.dtype)
@@ -290,7 +290,7 @@ def kind_of(operand: Matrix, rows: int, dtype: str, gradient: Gradient | None, c
         wide = positions == "rows" and operand.wide and operand.dtype == dtype
         wide = wide and (gradient is None or (staged and gradient.y.pointer % PACKET == 0))
         of = "" if gradient is None else operand.dtype
-        return Operand(operand.dtype, positions == "terms", wide, formula, of, staged, positions, operand.bounded)
+        return Operand(operand.dtype, positions == "terms", wide, formula, of, staged, positions, operand.pointwise)
     row, step = abs(operand.row), abs(operand.column)
     terms_first = (rows == 1 or step <= row) and not (operand.row == size and rows > 1)
     derivative, of, staged, together = "", "", False, [operand]

@@ -264,6 +264,10 @@ def product(
                 x += x_group
             if not W_PATCHES:
                 w += w_group
+        if X_PATCHES:
+            dz_y -= x_places[7]  # how far y is from dy
+        elif W_PATCHES:
+            dz_y -= w_places[7]
         thread = cuda.threadIdx.x
         first_row, first_column = corner(uint32(cuda.blockIdx.x), m, n)
         row, column = corner_of(thread)

@@ -16,7 +16,7 @@ from fastrelu.cuda import formulas
 from fastrelu.cuda.conversion import converted
 from fastrelu.cuda.kernels import patches
 from fastrelu.cuda.memory import PACKET, SHARED, load, number_of, size_of, store
-from fastrelu.cuda.ptx import copy_async, copy_async_below
+from fastrelu.cuda.ptx import added_product, copy_async, copy_async_below
 from fastrelu.cuda.tile import is_below
 from fastrelu.cuda.toolkit import device_function, intrinsic, types
 from fastrelu.kernels.vector import ELEMENTS
@@ -50,8 +50,8 @@ class Operand:
     positions : str
         If the operand is made of patches of images, which of its axes are positions: "rows" or "terms". The other one is taps.
         Neighbouring threads copy neighbouring positions. "" otherwise.
-    bounded : bool
-        Whether patches may leave their images.
+    pointwise : bool
+        Whether patches have one element in each channel, and it is in the image.
     """
 
     dtype: str
@@ -61,7 +61,7 @@ class Operand:
     of: str = ""
     staged: bool = False
     positions: str = ""
-    bounded: bool = True
+    pointwise: bool = False
 
 
 def sums_of(dtype: str) -> str:
@@ -195,7 +195,7 @@ def copying(
                 put_copied(to, derivative(read_copied(to), read_copied(y_place + h * ALONG_PLACE + v * DOWN_PLACE), alpha))
 
     def complete(tile: Any, begin: Any) -> Copy:
-        return Copy(near, WIDE, tile, settle if STAGED else None, begin, operand.positions != "terms")
+        return Copy(near, WIDE, tile, settle if STAGED else None, begin, operand.positions != "terms" and not operand.pointwise)
 
     if operand.positions:
         copy_one = copy_async(WIDE * SIZE)
@@ -215,42 +215,46 @@ def copying(
 
         move = start_copy if is_asynchronous else copy_now
 
-        ITEMSIZE, BOUNDED = size_of(ELEMENTS[operand.dtype]), operand.bounded
+        ITEMSIZE, POINTWISE = size_of(ELEMENTS[operand.dtype]), operand.pointwise
 
         @device_function
-        def is_inside(exists, row, column, steps, height, width):
-            return patches.is_inside(row, column, steps, height, width) if BOUNDED else exists
+        def tap_of(address, row, column, places, entry, number, exists):
+            """The address of a tap, whose entry in the table is there, and whether it exists and is in the image."""
+            if POINTWISE:
+                return added_product(number, places[8], address), exists
+            channel, down, across = patches.read_tap(entry)
+            address = added_product(
+                channel, places[8], added_product(down, places[9], added_product(across, places[10], address))
+            )
+            return address, patches.is_inside(row + down, column + across, places[3], places[4])
 
         @device_function
         def copy_rows(place, y_place, source, terms, p, along, of):
-            exists, address, row, column, height, width = along
+            places, address, row, column = along
             for h in range(ALONG):
-                offset, steps = patches.read_tap(source + h * STEPS * patches.TAP)
-                inside = is_inside(exists, row, column, steps, height, width)
-                move(place + h * ALONG_PLACE, y_place + h * ALONG_PLACE, address + offset, inside, of)
+                entry, exists = source + h * STEPS * patches.TAP, row >= 0 and is_below(h * STEPS, terms)
+                at, inside = tap_of(address, row, column, places, entry, p + h * STEPS, exists)
+                move(place + h * ALONG_PLACE, y_place + h * ALONG_PLACE, at, inside, of)
 
         @device_function
         def begin_rows(row, step, rows, i, division, places, group):
-            offset, first_row, first_column = patches.patch_of(i, rows > 0, division, places, ITEMSIZE)
-            address = places[7] + group + offset
-            return rows > 0, address, first_row, first_column, int32(places[3]), int32(places[4])
+            return places, *patches.patch_of(i, rows > 0, division, places, group, ITEMSIZE)
 
         @device_function
         def copy_terms(place, y_place, source, terms, p, along, of):
-            image, division, places = along
+            division, places, group, rows, i = along
             for h in range(ALONG):
                 exists = is_below(h * STEPS, terms)
-                offset, row, column = patches.patch_of(p + h * STEPS, exists, division, places, ITEMSIZE)
-                address = image + offset
+                address, row, column = patches.patch_of(p + h * STEPS, exists, division, places, group, ITEMSIZE)
                 for v in range(DOWN):
-                    offset, steps = patches.read_tap(source + v * ROWS * patches.TAP)
-                    inside = is_inside(exists, row, column, steps, places[3], places[4])
+                    entry, given = source + v * ROWS * patches.TAP, exists and is_below(v * ROWS, rows)
+                    at, inside = tap_of(address, row, column, places, entry, i + v * ROWS, given)
                     to = h * ALONG_PLACE + v * DOWN_PLACE
-                    move(place + to, y_place + to, address + offset, inside, of)
+                    move(place + to, y_place + to, at, inside, of)
 
         @device_function
         def begin_terms(row, step, rows, i, division, places, group):
-            return places[7] + group, division, places
+            return division, places, group, rows, i
 
         return complete(copy_rows, begin_rows) if operand.positions == "rows" else complete(copy_terms, begin_terms)
     begin = device_function(lambda row, step, rows, i, division, places, group: (row, step, rows, i))
