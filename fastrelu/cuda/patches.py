@@ -13,12 +13,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from fastrelu.cuda import elementwise, launch
 from fastrelu.cuda.arrays import DeviceArray, Work
 from fastrelu.cuda.kernels.linear import Result
-from fastrelu.cuda.kernels.patches import MARGIN, OUTSIDE, PATCHES, TAP, division
+from fastrelu.cuda.kernels.patches import MARGIN, PATCHES, TAP, WRITING, division, table
 from fastrelu.cuda.memory import PACKET
 from fastrelu.cuda.products import NOTHING, Gradient, Matrix, run_exactly
 from fastrelu.native.convolution import Geometry
@@ -28,6 +26,8 @@ MOST_POSITIONS = 1 << 30
 """Positions that one product takes; more images are several products."""
 _FARTHEST = (1 << 31) - 1
 _MOST_GROUPS = 0xFFFF
+_KEPT = 64 << 20
+"""Bytes of tables that are kept on a device."""
 _START = 7
 """Which word of where patches are is the address."""
 
@@ -35,35 +35,39 @@ Pair = tuple[int, int]
 Taps = tuple[int, ...]
 
 _tables: dict[tuple[Any, ...], int] = {}
+_kept: dict[tuple[Any, int], int] = {}
 
 
-def _table(work: Work, channels: int, rows: Taps, columns: Taps) -> int:
+def _table(work: Work, array: DeviceArray, channels: int, taps: tuple[Taps, Taps]) -> Any:
     """The address of the table of taps (channel, row, column): how many channels, and what to add to rows and columns.
 
-    It stays on the device as long as the process lives, as plans and graphs do that name it: there is one for each layer.
+    It stays on the device as long as the process lives, as plans and graphs do that name it, until there are too many: then
+    each call writes its own.
     """
     driver = launch.active()
-    key = driver, work.device, channels, rows, columns
-    if key not in _tables:
-        with lock:
-            if key not in _tables:
-                table = _written(channels, rows, columns)
-                pointer = driver.allocate(work.device, table.nbytes, work.stream)
-                driver.copy_to_device(work.device, pointer, table.ctypes.data, table.nbytes, work.stream)
-                _tables[key] = pointer
-    return _tables[key]
-
-
-def _written(channels: int, rows: Taps, columns: Taps) -> np.ndarray[Any, Any]:
-    """The table on the host."""
-    taps = channels * len(rows) * len(columns)
-    table = np.zeros((taps + MARGIN, TAP // 4), np.int32)
-    table[taps:, 1] = OUTSIDE
-    grid = table[:taps].reshape(channels, len(rows), len(columns), TAP // 4)
-    grid[..., 0] = np.arange(channels)[:, None, None]
-    grid[..., 1] = np.array(rows, np.int32)[:, None]
-    grid[..., 2] = columns
-    return table
+    _, *steps = array.strides
+    down, across = ((its[0], its[1] - its[0] if len(its) > 1 else 0) if its else (0, 0) for its in taps)
+    count = channels * len(taps[0]) * len(taps[1])
+    shape = (count, max(len(taps[0]), 1), max(len(taps[1]), 1), *down, *across, *steps)
+    nbytes = (count + MARGIN) * TAP
+    grid = (-(-(count + MARGIN) // WRITING), 1, 1)
+    place = driver, work.device
+    found = _tables.get((place, shape))
+    if found is not None:
+        return found
+    with lock:
+        if (place, shape) not in _tables:
+            if _kept.get(place, 0) + nbytes > _KEPT:
+                scratch = work.scratch(nbytes)
+                work.made[shape] = scratch
+                work.launch(table(), grid, scratch.pointer, *shape)
+                return scratch.pointer
+            pointer = driver.allocate(work.device, nbytes, work.stream)
+            table().launch(work.device, work.stream, grid, pointer, *shape)
+            driver.synchronize(work.device, work.stream)  # other streams read it as well
+            _tables[place, shape] = pointer
+            _kept[place] = _kept.get(place, 0) + nbytes
+        return _tables[place, shape]
 
 
 def _division(rows: int, columns: int) -> tuple[int, ...]:
@@ -126,13 +130,13 @@ def _patches(
     is_even = stride[1] == 1 and all(number % lanes == 0 for number in (width, positions[1], *taps[1]))
     wide = is_even and array.strides[3] == array.itemsize and all(a % PACKET == 0 for a in (start, image, channel, row))
     steps = _elements(array, image, stride[0] * row, stride[1] * column)
-    if max(map(abs, (channel, row, column))) > _FARTHEST:
-        raise ValueError(f"channels, rows and columns on a CUDA device must be at most {_FARTHEST} bytes apart")
-    places = (*steps, height, width, *stride, start, channel, row, column)
-    table = 0 if pointwise else _table(work, channels, *taps)
+    if pointwise and abs(channel) > _FARTHEST:
+        pointwise = False
+    places = (*steps, height, width, *stride, start, channel)
+    entries = 0 if pointwise else _table(work, array, channels, taps)
     axes = (0, TAP) if along == "rows" else (TAP, 0)
     group = channels * channel
-    return Matrix(table, *axes, array.dtype, _division(*positions), places, pointwise, wide, group)
+    return Matrix(entries, *axes, array.dtype, _division(*positions), places, pointwise, wide, group)
 
 
 def _in_pieces(images: int, positions: int) -> list[tuple[int, int]]:

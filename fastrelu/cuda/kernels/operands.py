@@ -222,11 +222,8 @@ def copying(
             """The address of a tap, whose entry in the table is there, and whether it exists and is in the image."""
             if POINTWISE:
                 return added_product(number, places[8], address), exists
-            channel, down, across = patches.read_tap(entry)
-            address = added_product(
-                channel, places[8], added_product(down, places[9], added_product(across, places[10], address))
-            )
-            return address, patches.is_inside(row + down, column + across, places[3], places[4])
+            offset, steps = patches.read_tap(entry)
+            return address + offset, patches.is_inside(row, column, steps, places[3], places[4])
 
         @device_function
         def copy_rows(place, y_place, source, terms, p, along, of):
