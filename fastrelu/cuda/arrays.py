@@ -364,7 +364,9 @@ def _interface_view(value: Any, library: str) -> DeviceArray:
 def _torch_view(value: Any) -> DeviceArray:
     torch = sys.modules["torch"]
     if value.requires_grad and torch.is_grad_enabled():
-        raise _Unfit("requires grad, and fastrelu records no graph: pass it with .detach(), or call under torch.no_grad()")
+        raise _Unfit(
+            "requires grad, and no graph is recorded: pass it with .detach(), call under torch.no_grad(), or use fastrelu.torch"
+        )
     if value.layout != torch.strided:
         raise _Unfit(f"must be dense, not of layout {value.layout}")
     resolved = value.resolve_neg()  # a view that only promises to change the sign

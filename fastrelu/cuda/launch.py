@@ -17,7 +17,7 @@ and whoever calls it gives the device, the stream, the blocks of the grid, and p
     double.launch(x.device, x.stream, (blocks, 1, 1), x.pointer, y.pointer, n)
 
 The function is compiled once a target, and loaded once a device. A launch takes no memory from the device and waits for
-nothing, so that it can be captured into a graph, though not the first one of a kernel, which loads it.
+nothing, so that it can be captured into a graph. The first one of a kernel takes a second, also while a stream is captured.
 
 `driver` is the only way to the hardware: tests put an object with the same methods there.
 """
@@ -25,9 +25,11 @@ nothing, so that it can be captured into a graph, though not the first one of a 
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from fastrelu.native.guard import lock
@@ -217,12 +219,21 @@ def _letter(argument: Any) -> str:
 
 
 class CudaDriver:
-    """NVIDIA's driver, through cuda-bindings."""
+    """NVIDIA's driver, through cuda-bindings.
 
-    def __init__(self) -> None:
-        from cuda.bindings import driver as api
+    Parameters
+    ----------
+    api : module, optional
+        What stands in for ``cuda.bindings.driver``.
+    """
 
+    def __init__(self, api: Any = None) -> None:
+        if api is None:
+            from cuda.bindings import driver
+
+            api = driver
         self._api = api
+        self._process = os.getpid()
         self._contexts: dict[int, Any] = {}
         try:
             error, *_ = api.cuInit(0)
@@ -275,7 +286,7 @@ class CudaDriver:
         ptx, name = kernel.ptx(target)
         # A device that is newer than all targets gets what its driver makes of the PTX.
         code = link(ptx, target) if target[:2] == capability else ptx.encode() + b"\0"
-        with self._on(device):
+        with self._on(device), self._amid_captures():
             library = self._call(api.cuLibraryLoadData, code, None, None, 0, None, None, 0)
             loaded = self._call(api.cuLibraryGetKernel, library, name.encode())
             if kernel.shared > _FREE_SHARED_MEMORY:
@@ -302,7 +313,7 @@ class CudaDriver:
             return int(self._call(self._api.cuMemAllocAsync, nbytes, stream)) if nbytes else 0
 
     def free(self, device: int, pointer: int, stream: int) -> None:
-        if pointer:
+        if pointer and os.getpid() == self._process:  # a forked child has no part in the memory
             with self._on(device):
                 self._call(self._api.cuMemFreeAsync, pointer, stream)
 
@@ -340,9 +351,23 @@ class CudaDriver:
             self._contexts[device] = self._call(self._api.cuDevicePrimaryCtxRetain, device)
         return _Context(self, self._contexts[device])
 
+    @contextmanager
+    def _amid_captures(self) -> Iterator[None]:
+        """Lets this thread do for a while what is forbidden while a stream is captured, and becomes no part of the graph."""
+        api = self._api
+        before = self._call(api.cuThreadExchangeStreamCaptureMode, api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
+        try:
+            yield
+        finally:
+            self._call(api.cuThreadExchangeStreamCaptureMode, before)
+
     def _call(self, function: Any, *arguments: Any) -> Any:
         error, *values = function(*arguments)
         if error:
+            if os.getpid() != self._process:
+                raise RuntimeError(
+                    "CUDA cannot be used in a process forked from one that had used it: start processes by 'spawn'"
+                )
             kind = MemoryError if error == self._api.CUresult.CUDA_ERROR_OUT_OF_MEMORY else RuntimeError
             raise kind(f"CUDA: {function.__name__}: {self._text(error)}")
         return values[0] if values else None

@@ -77,6 +77,11 @@ class OwnedArray:
         if copy or dl_device not in (None, self.__dlpack_device__()):
             raise BufferError(f"an OwnedArray lends its memory on CUDA device {self.device}: copy_to_host() makes a copy")
         waiting = 1 if stream is None else stream
+        if waiting == 0 or waiting < -1:  # 0 may mean either default stream
+            raise ValueError(
+                "stream must be a handle, 1 for the default stream, 2 for that of the thread, -1 for none or None, "
+                f"not {stream!r}"
+            )
         if waiting not in (-1, self.stream):  # -1 asks for no order
             launch.active().wait_for(self.device, waiting, self.stream)
             if self.has_lasting_readers:

@@ -77,6 +77,17 @@ def test_backward_that_adds(device: Any) -> None:
     assert_array_equal(dw, fastrelu.linear_backward(dy, x, w)[1])
 
 
+def test_prelu_backward(device: Any) -> None:
+    dy, x, alpha = normal(M, N), normal(M, N, seed=1), normal(N, seed=2)
+    wanted = fastrelu.prelu_backward(dy, x, alpha)
+    for place in ("cuda", "cpu"):
+        for got, right in zip(fastrelu.prelu_backward(dy, x, alpha, device=place), wanted, strict=True):
+            assert_array_equal(got, right)
+    assert len(device.launches) == 3
+    with pytest.raises(ValueError, match=r"^prelu_backward: device must be"):
+        fastrelu.prelu_backward(dy, x, alpha, device="gpu")
+
+
 def test_errors_are_those_of_the_function(device: Any) -> None:
     with pytest.raises(ValueError, match=r"^linear_relu: w must have shape"):
         fastrelu.linear_relu(normal(M, K), normal(M, K), device="cuda")
