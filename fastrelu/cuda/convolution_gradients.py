@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from fastrelu import convolution_operands
 from fastrelu.cuda import elementwise, patches, plans
 from fastrelu.cuda.arrays import DeviceArray
@@ -20,6 +22,7 @@ from fastrelu.cuda.plans import Draft, Number
 from fastrelu.cuda.products import Matrix, add_sums
 from fastrelu.operations import KC
 
+_FAR = 1e30
 _MOST_BLOCKS = 0xFFFF
 """Of a grid along its second axis."""
 
@@ -62,12 +65,22 @@ def call(
     options = convolution_operands.plain(name, *options)
     places = {f"out for {gradient}": array for gradient, array in outputs.items()}
     given = tuple(operand for operand in operands if operand != "alpha")
-    found = dict(zip(wanted, plans.run(name, operands, places, _write, name, given, wanted, accumulate, options), strict=True))
+    alpha = operands.get("alpha")
+    # Not so far from 0 that 0 times it might be NaN, in any type.
+    keeps_zeros = alpha is None or (isinstance(alpha, int | float | np.floating) and bool(-_FAR < alpha < _FAR))
+    how = name, given, wanted, accumulate, options, keeps_zeros
+    found = dict(zip(wanted, plans.run(name, operands, places, _write, *how), strict=True))
     return found.get("dx"), found.get("dw"), found.get("db")
 
 
 def _write(
-    draft: Draft, name: str, given: tuple[str, ...], wanted: tuple[str, ...], accumulate: tuple[str, ...], options: Options
+    draft: Draft,
+    name: str,
+    given: tuple[str, ...],
+    wanted: tuple[str, ...],
+    accumulate: tuple[str, ...],
+    options: Options,
+    keeps_zeros: bool,
 ) -> tuple[DeviceArray, ...]:
     """The gradients that are wanted."""
     formula = name.removeprefix("conv2d").removeprefix("_") if "y" in given else ""
@@ -100,7 +113,7 @@ def _write(
             continue
         if gradient == "dx":
             passed = images(target), geometry, formula, result
-            patches.input_gradient(draft, dy, y, arrays["w"], *passed, alpha=alpha, alphas=alphas)
+            patches.input_gradient(draft, dy, y, arrays["w"], *passed, alpha=alpha, alphas=alphas, keeps_zeros=keeps_zeros)
         elif gradient == "dw":
             passed = target, geometry, formula, result
             patches.weight_gradient(draft, dy, y, images(arrays["x"]), *passed, alpha=alpha, alphas=alphas)

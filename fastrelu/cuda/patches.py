@@ -18,6 +18,7 @@ from fastrelu.cuda.arrays import DeviceArray, Work
 from fastrelu.cuda.kernels.linear import Result
 from fastrelu.cuda.kernels.patches import MARGIN, PATCHES, TAP, WRITING, division, table
 from fastrelu.cuda.memory import PACKET
+from fastrelu.cuda.plans import Draft
 from fastrelu.cuda.products import NOTHING, Gradient, Matrix, run_exactly
 from fastrelu.native.convolution import Geometry
 from fastrelu.native.guard import lock
@@ -38,7 +39,7 @@ _tables: dict[tuple[Any, ...], int] = {}
 _kept: dict[tuple[Any, int], int] = {}
 
 
-def _table(work: Work, array: DeviceArray, channels: int, taps: tuple[Taps, Taps]) -> Any:
+def _table(work: Draft | Work, array: DeviceArray, channels: int, taps: tuple[Taps, Taps]) -> Any:
     """The address of the table of taps (channel, row, column): how many channels, and what to add to rows and columns.
 
     It stays on the device as long as the process lives, as plans and graphs do that name it, until there are too many: then
@@ -92,7 +93,7 @@ def _elements(array: DeviceArray, *steps: int) -> tuple[int, ...]:
 
 
 def _patches(
-    work: Work,
+    work: Draft | Work,
     array: DeviceArray,
     channels: int,
     taps: tuple[Taps, Taps],
@@ -105,7 +106,7 @@ def _patches(
 
     Parameters
     ----------
-    work : Work
+    work : Draft or Work
         The call.
     array : DeviceArray
         The images.
@@ -145,7 +146,9 @@ def _in_pieces(images: int, positions: int) -> list[tuple[int, int]]:
     return [(first, min(each, images - first)) for first in range(0, images, each)]
 
 
-def _packed(work: Work, array: DeviceArray, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> DeviceArray:
+def _packed(
+    work: Draft | Work, array: DeviceArray, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0
+) -> DeviceArray:
     """A C-contiguous copy of a view of an array."""
     view = replace(array, pointer=array.pointer + offset, shape=shape, strides=strides)
     copy = work.empty(shape, array.dtype)
@@ -153,7 +156,7 @@ def _packed(work: Work, array: DeviceArray, shape: tuple[int, ...], strides: tup
     return copy
 
 
-def _weight(work: Work, w: DeviceArray, groups: int) -> tuple[DeviceArray, Matrix]:
+def _weight(work: Draft | Work, w: DeviceArray, groups: int) -> tuple[DeviceArray, Matrix]:
     """The weight as matrices (outputs, taps), one for each group, and what keeps it alive."""
     _, channels, height, width = w.shape
     step = w.itemsize
@@ -167,7 +170,7 @@ def _weight(work: Work, w: DeviceArray, groups: int) -> tuple[DeviceArray, Matri
 
 
 def _run(
-    work: Work,
+    work: Draft | Work,
     sizes: tuple[int, int, int],
     x: Matrix,
     w: Matrix,
@@ -175,7 +178,7 @@ def _run(
     result: Result,
     groups: int,
     bias: Matrix = NOTHING,
-    alpha: float = 0.0,
+    alpha: Any = 0.0,
     alphas: Matrix = NOTHING,
     x_gradient: Gradient | None = None,
     w_gradient: Gradient | None = None,
@@ -213,7 +216,7 @@ def _from_group(matrix: Matrix, first: int) -> Matrix:
 
 
 def forward(
-    work: Work,
+    work: Draft | Work,
     x: DeviceArray,
     w: DeviceArray,
     b: DeviceArray | None,
@@ -221,14 +224,14 @@ def forward(
     geometry: Geometry,
     result: Result,
     *,
-    alpha: float = 0.0,
+    alpha: Any = 0.0,
     alphas: Matrix = NOTHING,
 ) -> None:
     """Write f(conv2d(x, w) + b) to `y`.
 
     Parameters
     ----------
-    work : Work
+    work : Draft or Work
         The call.
     x, w, b : DeviceArray
         (N, C, H, W), (O, C / groups, KH, KW), and (O,) or None.
@@ -259,7 +262,7 @@ def forward(
 
 
 def input_gradient(
-    work: Work,
+    work: Draft | Work,
     dy: DeviceArray,
     y: DeviceArray | None,
     w: DeviceArray,
@@ -268,13 +271,15 @@ def input_gradient(
     formula: str,
     result: Result,
     *,
-    alpha: float = 0.0,
+    alpha: Any = 0.0,
+    alphas: Matrix = NOTHING,
+    keeps_zeros: bool = True,
 ) -> None:
     """Write the gradient of the input to `dx`, or add it if the result says so.
 
     Parameters
     ----------
-    work : Work
+    work : Draft or Work
         The call.
     dy, y, w, dx : DeviceArray
         As y, y, w and x of `forward`; y is None if there is no formula.
@@ -284,8 +289,10 @@ def input_gradient(
         What makes dz of dy and y; "" if it is dy.
     result : Result
         Type, and whether dx is added to what the array holds.
-    alpha : float, optional
-        The parameter of the formula.
+    alpha, alphas : float, Matrix, optional
+        The parameter of the formula; only one for all channels.
+    keeps_zeros : bool, optional
+        Whether the formula is 0 where dy and y are, as it is unless its parameter is infinite or NaN.
     """
     groups, strides = geometry.groups, dx.strides
     outputs, channels = w.shape[0] // groups, w.shape[1]
@@ -311,18 +318,17 @@ def input_gradient(
             row, column = (step * stride for step, stride in zip(strides[2:], geometry.stride, strict=True))
             for first, images in _in_pieces(dx.shape[0], rows * columns):
                 patches = _patches(work, dy, outputs, (down, across), "columns", (rows, columns), (1, 1), first)
-                gradient = _gradient(y, formula, alpha, first)
+                gradient = _gradient(y, formula, keeps_zeros, first)
                 start = dx.pointer + first * strides[0] + i * strides[2] + j * strides[3]
                 target = _target(dx, start, (rows, columns), (row, column), channels * strides[1])
                 sizes = channels, k, images * rows * columns
-                _run(work, sizes, weight, patches, target, result, groups, alpha=alpha, w_gradient=gradient)
+                _run(work, sizes, weight, patches, target, result, groups, alpha=alpha, alphas=alphas, w_gradient=gradient)
 
 
-def _gradient(y: DeviceArray | None, formula: str, alpha: float, first_image: int = 0) -> Gradient | None:
+def _gradient(y: DeviceArray | None, formula: str, keeps_zeros: bool, first_image: int = 0) -> Gradient | None:
     """The formula, and y."""
     if y is None or not formula:
         return None
-    keeps_zeros = isinstance(alpha, float) and math.isfinite(alpha)
     return Gradient(formula, Matrix(y.pointer + first_image * y.strides[0], 1, 0, y.dtype), keeps_zeros)
 
 
@@ -339,7 +345,7 @@ def _phases(axis: int, dx: DeviceArray, w: DeviceArray, geometry: Geometry) -> l
 
 
 def weight_gradient(
-    work: Work,
+    work: Draft | Work,
     dy: DeviceArray,
     y: DeviceArray | None,
     x: DeviceArray,
@@ -348,7 +354,8 @@ def weight_gradient(
     formula: str,
     result: Result,
     *,
-    alpha: float = 0.0,
+    alpha: Any = 0.0,
+    alphas: Matrix = NOTHING,
 ) -> None:
     """Write the gradient of the weight to `dw`, or add it; as `input_gradient` does.
 
@@ -368,4 +375,5 @@ def weight_gradient(
     row = dw.strides[0]
     target = Matrix(dw.pointer, row, dw.itemsize, dw.dtype, group=outputs * row)
     sizes = outputs, dy.shape[0] * math.prod(positions), channels * math.prod(kernel)
-    _run(work, sizes, dz, patches, target, result, groups, alpha=alpha, x_gradient=_gradient(y, formula, alpha))
+    gradient = _gradient(y, formula, True)  # here nothing is outside
+    _run(work, sizes, dz, patches, target, result, groups, alpha=alpha, alphas=alphas, x_gradient=gradient)
