@@ -101,6 +101,7 @@ def _patches(
     positions: Pair,
     stride: Pair,
     first_image: int = 0,
+    alone: bool = False,
 ) -> Matrix:
     """Patches of images (N, C, H, W), whose positions are the "rows" or the "columns" of a matrix.
 
@@ -120,12 +121,18 @@ def _patches(
         Rows and columns of positions, and the rows and columns of the image between neighbours.
     first_image : int, optional
         Where to begin.
+    alone : bool, optional
+        Whether the other operand is no patches, so that positions may be counted in another way.
     """
     image, channel, row, column = (stride * (length > 1) for stride, length in zip(array.strides, array.shape, strict=True))
     height, width = array.shape[2:]
     start = array.pointer + first_image * image
     is_inside = all((count - 1) * step < size for count, step, size in zip(positions, stride, (height, width), strict=True))
     pointwise = taps == ((0,), (0,)) and is_inside
+    is_whole = stride == (1, 1) and positions == (height, width) and (height == 1 or row == width * column)
+    if alone and pointwise and is_whole:  # 16 bytes may go on in the next row
+        height, width = positions = 1, height * width
+        row = 0
     lanes = PACKET // array.itemsize
     # Packets are in the image, or outside, as a whole.
     is_even = stride[1] == 1 and all(number % lanes == 0 for number in (width, positions[1], *taps[1]))
@@ -255,7 +262,7 @@ def forward(
     bias = NOTHING if b is None else Matrix(b.pointer, b.strides[0], 0, b.dtype, group=m * b.strides[0])
     result = replace(result, positions=True)
     for first, images in _in_pieces(y.shape[0], rows * columns):
-        patches = _patches(work, x, channels, (down, across), "columns", (rows, columns), geometry.stride, first)
+        patches = _patches(work, x, channels, (down, across), "columns", (rows, columns), geometry.stride, first, True)
         start, steps = y.pointer + first * y.strides[0], (y.strides[2], y.strides[3])
         target = _target(y, start, (rows, columns), steps, m * y.strides[1])
         _run(work, (m, k, images * rows * columns), weight, patches, target, result, groups, bias, alpha, alphas)
@@ -317,7 +324,7 @@ def input_gradient(
             )
             row, column = (step * stride for step, stride in zip(strides[2:], geometry.stride, strict=True))
             for first, images in _in_pieces(dx.shape[0], rows * columns):
-                patches = _patches(work, dy, outputs, (down, across), "columns", (rows, columns), (1, 1), first)
+                patches = _patches(work, dy, outputs, (down, across), "columns", (rows, columns), (1, 1), first, True)
                 gradient = _gradient(y, formula, keeps_zeros, first)
                 start = dx.pointer + first * strides[0] + i * strides[2] + j * strides[3]
                 target = _target(dx, start, (rows, columns), (row, column), channels * strides[1])

@@ -35,7 +35,12 @@ _ASYNCHRONOUS = (8, 0)
 """The first compute capability that copies to shared memory by itself."""
 
 _TILES = {
-    "float32": (((128, 128), (8, 8), 2, 1.0), ((64, 64), (4, 4), 3, 0.6), ((32, 32), (4, 4), 8, 0.4)),
+    "float32": (
+        ((128, 128), (8, 8), 2, 1.0),
+        ((64, 128), (8, 8), 3, 0.92),
+        ((64, 64), (4, 4), 3, 0.6),
+        ((32, 32), (4, 4), 8, 0.4),
+    ),
     "float64": (((64, 64), (4, 4), 2, 1.0), ((32, 32), (4, 4), 6, 0.6)),
 }
 """Rows and columns of block tiles and of threads' tiles, blocks that share a multiprocessor, and how much of its
