@@ -101,8 +101,8 @@ def test_layer_in_float32(device):
     ((ptx, code),) = chosen(device, layer("highest"))
     assert_clean(ptx, code)
     assert code.registers <= 128  # two blocks of 256 threads
-    # 512 of 611 instructions with steps of 8 terms, on devices with less shared memory: 0.838.
-    assert code.main_loop("FFMA").share("FFMA") >= (0.835 if device is A100 else 0.84)
+    # 512 of 607 instructions with steps of 8 terms, on devices with less shared memory; else 1024 of 1187.
+    assert code.main_loop("FFMA").share("FFMA") >= 0.84
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("high", "float32"), ("medium", "float32"), ("medium", "bfloat16")])
@@ -126,7 +126,7 @@ def test_layer_backward():
         assert code.registers <= 128
     shares = sorted(code.main_loop("FFMA").share("FFMA") for _, code in kernels if code.count("FFMA") > 100)
     assert len(shares) == 2  # dx and dw, with dz formed while it is read
-    assert shares[0] >= 0.77
+    assert shares[0] >= 0.82
 
 
 def convolution(on: Recorder) -> None:

@@ -26,7 +26,7 @@ from fastrelu.cuda.kernels.patches import DIVISION, PATCHES, STEPS, elements_to,
 from fastrelu.cuda.launch import Kernel
 from fastrelu.cuda.memory import PACKET, SHARED, load, number_of, size_of, store
 from fastrelu.cuda.ptx import block_index, commit_copies, thread_index, wait_for_copies
-from fastrelu.cuda.tile import shared_start
+from fastrelu.cuda.tile import is_below, shared_start
 from fastrelu.cuda.toolkit import cuda, device_function, types
 from fastrelu.kernels.vector import ELEMENTS
 from fastrelu.operations import KC
@@ -196,7 +196,6 @@ def product(
     X_TERM, W_TERM = X_PITCH * SIZE, W_PITCH * SIZE
     STAGE, W_PART = BK * (X_TERM + W_TERM), BK * X_TERM
     STAGES = BM * BN * SIZE
-    TILES = KC // BK
     kind = tile.build(element, TM, TN, THREADS, BK, (X_PITCH, X_GAP), (W_PITCH, W_GAP))
     zeros, load_tile, store_tile, add_to = kind.zeros, kind.load, kind.store, kind.add_to
     multiply, multiply_term = kind.multiply, kind.multiply_term
@@ -324,7 +323,8 @@ def product(
         stage = int32(0)
         is_first = True
         while left > 0:
-            for _ in range(TILES):
+            after = int32(max(left - KC, 0))  # what is left behind this block of terms
+            while is_below(after, left):
                 if ASYNCHRONOUS:
                     wait_for_copies()
                 if X_SETTLES:
@@ -351,8 +351,6 @@ def product(
                 sums_now = multiply(sums_now, x_place + stage, w_place + stage)
                 left = int32(left - BK)
                 stage = int32(STAGE - stage)
-                if left == 0:
-                    break
             if IN_PARTS:
                 store_tile(sums, sums_now)
                 keep(slabs + number_of_block * slab, slab_row, m, n)
