@@ -24,7 +24,7 @@ from fastrelu.native.convolution import Geometry
 from fastrelu.native.guard import lock
 
 MOST_POSITIONS = 1 << 30
-"""Positions that one product takes; more images are several products."""
+"""Positions that one product takes; more images are several products. Rows and columns are less: no number overflows."""
 _FARTHEST = (1 << 31) - 1
 _MOST_GROUPS = 0xFFFF
 _KEPT = 64 << 20
@@ -127,6 +127,9 @@ def _patches(
     image, channel, row, column = (stride * (length > 1) for stride, length in zip(array.strides, array.shape, strict=True))
     height, width = array.shape[2:]
     start = array.pointer + first_image * image
+    for size, count, step, its in zip((height, width), positions, stride, taps, strict=True):
+        if max(size, (count - 1) * step + max(map(abs, its), default=0)) >= MOST_POSITIONS:
+            raise ValueError(f"images on a CUDA device must have less than {MOST_POSITIONS} rows and columns with padding")
     is_inside = all((count - 1) * step < size for count, step, size in zip(positions, stride, (height, width), strict=True))
     pointwise = taps == ((0,), (0,)) and is_inside
     is_whole = stride == (1, 1) and positions == (height, width) and (height == 1 or row == width * column)

@@ -134,6 +134,14 @@ def test_phase_that_no_tap_meets(device, planned):
     check_backward(device, Case((2, 3, 8, 7), 4, (1, 2), (3, 3)))
 
 
+def test_padding_for_which_there_are_no_numbers(device):
+    x, w = sent(device, np.ones((1, 1, 2, 2), np.float32), np.ones((1, 1, 1, 1), np.float32))
+    with pytest.raises(
+        ValueError, match=r"^images on a CUDA device must have less than 1073741824 rows and columns with padding$"
+    ):
+        fastrelu.conv2d(x, w, stride=1 << 30, padding=1 << 31)
+
+
 TILES = [BlockTile(64, 128, 16, 8, 8, 3), *nightly(BlockTile(128, 128, 16, 8, 8, 2), BlockTile(64, 64, 8, 4, 4, 3))]
 
 
