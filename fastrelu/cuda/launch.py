@@ -29,7 +29,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from fastrelu.native.guard import lock
@@ -94,6 +94,9 @@ class Driver(Protocol):
 
     def synchronize(self, device: int, stream: int) -> None:
         """Wait for what a stream has been told so far."""
+
+    def aside(self, device: int) -> AbstractContextManager[int]:
+        """A stream for work that becomes part of no graph, though one may be captured; at the end it is waited for."""
 
 
 driver: Driver | None = None
@@ -340,6 +343,17 @@ class CudaDriver:
     def synchronize(self, device: int, stream: int) -> None:
         with self._on(device):
             self._call(self._api.cuStreamSynchronize, stream)
+
+    @contextmanager
+    def aside(self, device: int) -> Iterator[int]:
+        api = self._api
+        with self._on(device), self._amid_captures():
+            stream = self._call(api.cuStreamCreate, api.CUstream_flags.CU_STREAM_NON_BLOCKING)
+            try:
+                yield int(stream)
+                self._call(api.cuStreamSynchronize, stream)
+            finally:
+                self._call(api.cuStreamDestroy, stream)
 
     def _attribute(self, device: int, name: str) -> int:
         attribute = getattr(self._api.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")

@@ -63,9 +63,9 @@ def _table(work: Draft | Work, array: DeviceArray, channels: int, taps: tuple[Ta
                 work.made[shape] = scratch
                 work.launch(table(), grid, scratch.pointer, *shape)
                 return scratch.pointer
-            pointer = driver.allocate(work.device, nbytes, work.stream)
-            table().launch(work.device, work.stream, grid, pointer, *shape)
-            driver.synchronize(work.device, work.stream)  # other streams read it as well
+            with driver.aside(work.device) as stream:  # all streams read it
+                pointer = driver.allocate(work.device, nbytes, stream)
+                table().launch(work.device, stream, grid, pointer, *shape)
             _tables[place, shape] = pointer
             _kept[place] = _kept.get(place, 0) + nbytes
         return _tables[place, shape]

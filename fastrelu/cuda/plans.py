@@ -144,7 +144,7 @@ class Draft:
     device : int
         The device's number.
     stream : int
-        0: nothing is known of it.
+        0: that of the call is not known.
     precision : str
         How exact products of matrices must be; "highest" unless the operation says otherwise.
     made : dict

@@ -116,6 +116,10 @@ class StandIn:
     def _cuEventCreate(self, flags: Any) -> tuple[int]:
         return (7,)
 
+    def _cuStreamCreate(self, flags: Any) -> tuple[int]:
+        self.loaded_amid.append(int(self.capture_mode))
+        return (9,)
+
 
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
@@ -150,6 +154,16 @@ def test_loading_disturbs_no_capture(api: StandIn) -> None:
         scale().launch(0, 1, (1, 1, 1), 0, 0, 0, 1.0)
         assert api.capture_mode == before
     assert api.loaded_amid == [modes.CU_STREAM_CAPTURE_MODE_RELAXED] * 2
+
+
+def test_work_aside_is_part_of_no_graph(api: StandIn) -> None:
+    with launch.active().aside(1) as stream:
+        assert (stream, api.context) == (9, [1])
+    assert api.loaded_amid == [real.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED]
+    assert api.capture_mode == real.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL
+    assert [name for name in api.names() if "Stream" in name and "Exchange" not in name] == [
+        *("cuStreamCreate", "cuStreamSynchronize", "cuStreamDestroy")
+    ]
 
 
 def test_forked_child_says_what_is_wrong(api: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,6 +295,8 @@ def test_bindings_take_our_arguments() -> None:
         (real.cuEventRecord, real.CUevent(5), 1),
         (real.cuStreamWaitEvent, 1, real.CUevent(5), 0),
         (real.cuEventDestroy, real.CUevent(5)),
+        (real.cuStreamCreate, real.CUstream_flags.CU_STREAM_NON_BLOCKING),
+        (real.cuStreamDestroy, real.CUstream(5)),
         (real.cuDeviceGetAttribute, processors, 0),
         (real.cuDevicePrimaryCtxRetain, 0),
         (real.cuCtxPushCurrent, real.CUcontext(5)),
