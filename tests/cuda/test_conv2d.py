@@ -76,7 +76,7 @@ def test_activations(device, planned, name):
     check(device, PLAIN, name, **({"alpha": 0.3} if name in ("conv2d_elu", "conv2d_leaky_relu") else {}))
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float16", *nightly("bfloat16")])
+@pytest.mark.parametrize("dtype", ["float64", *nightly("float16", "bfloat16")])
 def test_types(device, planned, dtype):
     planned(SMALL)
     check(device, PLAIN, dtype=ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
