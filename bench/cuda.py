@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,14 +24,18 @@ import numpy as np
 
 import fastrelu
 import fastrelu.cuda
+from bench.conv2d import LAYERS as CONVOLUTIONS
 from bench.layers import LAYERS, Layer, read
 from bench.table import Point, geometric_mean
+from fastrelu.convolution_peers import Convolution
 
 RESULTS = Path(__file__).with_suffix(".json")
 DEVICE = "cuda"
 SECONDS = 0.02
 """What the calls between two events take, unless one of them is longer."""
 TURNS = 7
+IMAGES = 32
+"""At least as many images has each convolution: fewer leave most of a GPU idle."""
 
 Call = Callable[[], Any]
 
@@ -216,10 +220,75 @@ def backward(sizes: tuple[tuple[int, int, int], ...] = ((4096, 4096, 4096), (512
     yield Point("linear_relu_backward float32: times the speed of torch autograd", ratios, 1.1, details=details)
 
 
+def _convolution(layer: Convolution) -> tuple[list[Any], dict[str, Any]]:
+    """X, w and b of a layer, and how x and w meet."""
+    x, w = normal(layer.n, layer.c, layer.h, layer.w), normal(layer.outputs, layer.c // layer.groups, *layer.kernel)
+    options = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": layer.groups}
+    return [x, w / w[0].numel() ** 0.5, normal(layer.outputs)], options
+
+
+def convolutions() -> Iterator[Point]:
+    """Convolutions with ReLU in plain float32 beside PyTorch's, which is cuDNN with the algorithm that it finds fastest.
+
+    That may be one of fewer multiplications, whose bits are others.
+    """
+    import torch
+
+    _tf32(False)
+    torch.backends.cudnn.benchmark = True
+    conv2d, forward, backward = torch.nn.functional.conv2d, {}, {}
+    forward_details, backward_details = {}, {}
+    for layer in (replace(each, n=max(each.n, IMAGES)) for each in CONVOLUTIONS):
+        key = (
+            f"{layer.n} x {layer.c} x {layer.h} x {layer.w} to {layer.outputs}, {layer.kernel}, {layer.stride}, {layer.groups}"
+        )
+        operands, options = _convolution(layer)
+        out, dy = normal(*layer.y), normal(*layer.y)
+        calls: dict[str, Call] = {
+            "fastrelu": lambda a=operands, o=options, y=out: fastrelu.conv2d_relu(*a, **o, out=y),
+            "torch": lambda a=operands, o=options: torch.relu_(conv2d(*a, **o)),
+        }
+        forward_details[key] = seconds = times(calls)
+        forward[key] = seconds["torch"] / seconds["fastrelu"]
+        x, w, b = (array.clone().requires_grad_() for array in operands)
+        y = torch.relu(conv2d(x, w, b, **options))
+        given = [array.detach() for array in (dy, y, x, w)]
+        places = tuple(map(torch.empty_like, operands))
+        calls = {
+            "fastrelu": lambda a=given, o=options, p=places: fastrelu.conv2d_relu_backward(*a, **o, out=p),
+            "torch": lambda y=y, a=(x, w, b), dy=dy: torch.autograd.grad(y, a, dy, retain_graph=True),
+        }
+        backward_details[key] = seconds = times(calls)
+        backward[key] = seconds["torch"] / seconds["fastrelu"]
+        del calls, operands, out, dy, x, w, b, y, given, places
+    for name, ratios, details in (
+        ("conv2d_relu", forward, forward_details),
+        ("conv2d_relu_backward", backward, backward_details),
+    ):
+        text = f"{name} float32: times the speed of PyTorch"
+        yield Point(f"{text}, geometric mean over the layers", {"": geometric_mean([*ratios.values()])}, 0.9, details=details)
+        yield Point(f"{text}, slowest layer", {"": min(ratios.values())}, 0.5)
+
+
 def bits() -> Iterator[Point]:
     """Elements that differ from the CPU's."""
     rng = np.random.default_rng(0)
     differing = {}
+    for layer in (
+        Convolution("", 9, 37, 29, 31, 65, (3, 3), (2, 1), (1, 1)),
+        Convolution("", 4, 48, 20, 20, 96, (5, 2), groups=4),
+    ):
+        x, w, b, dy = layer.operands()
+        options = {"stride": layer.stride, "padding": layer.padding, "groups": layer.groups}
+        y = fastrelu.conv2d_relu(x, w, b, **options)
+        theirs = (y, *fastrelu.conv2d_relu_backward(dy, y, x, w, **options))
+        its_x, its_w, its_b, its_y, its_dy = (_to_device(array) for array in (x, w, b, y, dy))
+        gradients = fastrelu.conv2d_relu_backward(its_dy, its_y, its_x, its_w, **options)
+        got = fastrelu.conv2d_relu(its_x, its_w, its_b, **options), *gradients
+        for name, ours, its in zip(("y", "dx", "dw", "db"), got, theirs, strict=True):
+            host = np.asarray(ours.cpu().numpy())
+            key = f"{name}, {layer.c} channels to {layer.outputs}"
+            differing[key] = float(np.count_nonzero(host.view(np.uint32) != its.view(np.uint32)))
     for m, k, n in ((509, 1021, 263), (64, 4096, 128)):
         x, w, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((m, k), (k, n), (n,)))
         y = fastrelu.linear_relu(x, w, b)
@@ -245,11 +314,13 @@ def host_time() -> Iterator[Point]:
 
     x, y, dy = normal(1000), normal(1000), normal(1000)
     a, w, b, out = normal(4, 64), normal(64, 64), normal(64), normal(4, 64)
+    images, kernels, features = normal(2, 8, 6, 6), normal(64, 8, 3, 3), normal(2, 64, 4, 4)
     seconds = host_times(
         {
             "relu": lambda: fastrelu.relu(x, out=y),
             "relu_backward": lambda: fastrelu.relu_backward(dy, x, out=y),
             "linear_relu": lambda: fastrelu.linear_relu(a, w, b, out=out),
+            "conv2d_relu": lambda: fastrelu.conv2d_relu(images, kernels, b, out=features),
             "torch clamp_min": lambda: torch.clamp_min(x, 0, out=y),
             "torch addmm": lambda: torch._addmm_activation(b, a, w, use_gelu=False, out=out),
         }
@@ -261,7 +332,7 @@ def host_time() -> Iterator[Point]:
 def _tf32(allowed: bool) -> None:
     import torch
 
-    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def machine() -> dict[str, str]:
@@ -313,6 +384,7 @@ GROUPS: dict[str, Callable[..., Iterator[Point]]] = {
     "high": high,
     "medium": medium,
     "backward": backward,
+    "convolutions": convolutions,
     "bits": bits,
     "host_time": host_time,
 }

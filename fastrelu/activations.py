@@ -15,7 +15,7 @@ What is said here once holds for all:
   NaN that was calculated this means only that it is one.
 * ``out`` may be any of the inputs, or overlap them in any way.
 * Arrays on a CUDA device (CuPy's, PyTorch's, JAX's, numba-cuda's) are calculated there, in the stream of their library, which
-  makes the results, with the same bits; of the keywords of a ufunc only ``dtype`` is taken then. ``device="cuda"`` brings NumPy
+  makes the results, with the same bits; a ufunc's keyword ``signature`` is not taken then. ``device="cuda"`` brings NumPy
   arrays there and back (`fastrelu.use`).
 """
 
@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from fastrelu import device, faults
+from fastrelu import faults
+from fastrelu.device import target
 from fastrelu.dispatch import elementwise
 
 if TYPE_CHECKING:
@@ -277,7 +278,7 @@ def prelu(x: ArrayLike, alpha: ArrayLike, /, out: Any = None, **kwargs: Unpack[U
     """
 
 
-def prelu_backward(dy: ArrayLike, x: ArrayLike, alpha: ArrayLike, /) -> tuple[Any, Any]:
+def prelu_backward(dy: ArrayLike, x: ArrayLike, alpha: ArrayLike, /, *, device: str | None = None) -> tuple[Any, Any]:
     """Gradients of `prelu` with respect to its input and to alpha.
 
     Parameters
@@ -288,6 +289,9 @@ def prelu_backward(dy: ArrayLike, x: ArrayLike, alpha: ArrayLike, /) -> tuple[An
         The input; a learned alpha may become negative, and then the output does not tell the sign of the input.
     alpha : array_like
         As in the forward pass.
+
+    device : str, optional
+        Where NumPy arrays are calculated, "cpu" or "cuda"; where `fastrelu.use` says if not given.
 
     Returns
     -------
@@ -318,7 +322,7 @@ def prelu_backward(dy: ArrayLike, x: ArrayLike, alpha: ArrayLike, /) -> tuple[An
     from fastrelu import ufuncs
     from fastrelu.sums import sum_to
 
-    place = device.target("prelu_backward", (dy, x, alpha), {})
+    place = target("prelu_backward", (dy, x, alpha), {} if device is None else {"device": device})
     if place is not None:
         from fastrelu.cuda import dispatch as cuda
 

@@ -22,18 +22,22 @@ The names follow one rule: ``conv2d``, the activation, ``backward``. What is sai
 * In the gradients dz = f'(dy, y) is the gradient before the activation, which is never stored as a whole; where y is NaN the
   gradient passes. ``wanted`` names the gradients to calculate, and the others are returned as None. ``out`` is a triple of
   arrays or None. Those that ``accumulate`` names are added to what `out` holds, and take part in the choice of the type.
+* Arrays on a CUDA device (CuPy's, PyTorch's, JAX's, numba-cuda's) are calculated there, in the stream of their library, which
+  makes the results; all operands must be there then. In float32 and float64 the bits are those of the CPU. ``device="cuda"``
+  brings NumPy arrays there and back (`fastrelu.use`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy import ndarray
 
-from fastrelu import activations
+from fastrelu import activations, faults
 from fastrelu import convolution_operands as operands
+from fastrelu.device import target, watch
 from fastrelu.gradients import named, outputs_for
 from fastrelu.native.convolution import Geometry, forward, input_gradient
 from fastrelu.native.convolution_gradient import weight_gradient
@@ -64,6 +68,27 @@ __all__ = [
 Triple = tuple[ndarray | None, ndarray | None, ndarray | None]
 """dx, dw and db."""
 
+_plain: type | None = ndarray
+"""The type of operands that are calculated on the CPU for certain; None while NumPy arrays go to a GPU."""
+
+
+@watch
+def _choose(is_device_used: bool) -> None:
+    global _plain
+    _plain = None if is_device_used else ndarray
+
+
+def _place(base: str, given: Sequence[Any], device: str | None) -> int | None:
+    """Where to calculate, as `target` has it."""
+    return target(base, given, {} if device is None else {"device": device})
+
+
+def _parameter(base: str, formula: str, alpha: Any) -> Any:
+    """A parameter for a device: a number, or a single value there; None if the formula has none."""
+    if not formula.startswith(("leaky_relu", "elu")):
+        return None
+    return alpha if faults.is_on_cuda(alpha) else operands.number(base, "alpha", alpha)
+
 
 def _batch(a: ndarray) -> ndarray:
     """Images, also of a single one."""
@@ -90,13 +115,22 @@ def _forward(
     dilation: Any,
     groups: Any,
     out: Any,
+    device: str | None,
 ) -> ndarray:
     """The convolution `base`, whose activation is the formula of that name."""
+    if device is not None or not (type(x) is type(w) is _plain):
+        place = _place(base, (x, w, b, alpha, out), device)
+        if place is not None:
+            from fastrelu.cuda import dispatch as cuda
+
+            everything = {"x": x, "w": w, "b": b, "alpha": _parameter(base, formula, alpha)}
+            on_device: ndarray = cuda.convolution(base, everything, (stride, padding, dilation, groups), out, place)
+            return on_device
     given = operands.arrays(base, {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b})
     x, w, b = given["x"], given["w"], given.get("b")
     geometry, shape = operands.geometry(base, x.shape, w.shape, stride, padding, dilation, groups)
-    if b is not None and b.shape != w.shape[:1]:
-        raise ValueError(f"{base}: b must have shape {w.shape[:1]} for w of shape {w.shape}, not {b.shape}")
+    if b is not None:
+        operands.check_bias(base, b.shape, w.shape)
     if out is not None:
         operands.output(base, "out", out, shape, x.dtype)
     alpha = operands.number(base, "alpha", alpha)
@@ -134,6 +168,7 @@ def _backward(
     wanted: Any,
     accumulate: Any,
     out: Any,
+    device: str | None,
 ) -> Triple:
     """The gradients of a convolution, whose derivative is the formula of that name."""
     wanted, added = named(base, "wanted", wanted), named(base, "accumulate", accumulate)
@@ -146,10 +181,19 @@ def _backward(
             raise ValueError(f"{base}: {name} is needed for {next(g for g in wanted if g != 'db')}, and must not be None")
     named_operands = {"dy": dy, "y": y, "x": x, "w": w} if formula else {"dy": dy, "x": x, "w": w}
     named_operands = {name: o for name, o in named_operands.items() if o is not None or name in ("dy", "y")}
+    if device is not None or type(dy) is not _plain:
+        place = _place(base, (*named_operands.values(), alpha, *outputs.values()), device)
+        if place is not None:
+            from fastrelu.cuda import dispatch as cuda
+
+            named_operands["alpha"] = _parameter(base, formula, alpha)
+            options = stride, padding, dilation, groups
+            on_device: Triple = cuda.convolution_backward(base, named_operands, options, wanted, added, outputs, place)
+            return on_device
     named_operands |= {f"out for {name}": outputs[name] for name in added}
     given = operands.arrays(base, named_operands)
     dy, y, x, w = (given.get(name) for name in ("dy", "y", "x", "w"))
-    geometry = _check_shapes(base, given, stride, padding, dilation, groups)
+    geometry = operands.gradient_geometry(base, {n: a.shape for n, a in given.items()}, stride, padding, dilation, groups)
     shapes = {"dx": () if x is None else x.shape, "dw": () if w is None else w.shape, "db": dy.shape[-3:-2]}
     for name, array in outputs.items():
         operands.output(base, f"out for {name}", array, shapes[name], dy.dtype)
@@ -174,24 +218,6 @@ def _backward(
     return results[0], results[1], results[2]
 
 
-def _check_shapes(base: str, given: Mapping[str, ndarray], stride: Any, padding: Any, dilation: Any, groups: Any) -> Geometry:
-    """Check the shapes of the operands of a gradient."""
-    shapes = {name: a.shape for name, a in given.items()}
-    dy = shapes["dy"]
-    beside = ""
-    geometry, expected = Geometry((1, 1), (0, 0, 0, 0), (1, 1), 1), dy
-    if "x" in shapes and "w" in shapes:
-        geometry, expected = operands.geometry(base, shapes["x"], shapes["w"], stride, padding, dilation, groups)
-        beside = f" for x of shape {shapes['x']} and w of shape {shapes['w']}"
-    if dy != expected:
-        raise ValueError(f"{base}: dy must have shape {expected}{beside}, not {dy}")
-    if len(dy) not in (3, 4):
-        raise ValueError(f"{base}: dy must have shape (N, O, OH, OW) or (O, OH, OW), not {dy}")
-    if shapes.get("y", dy) != dy:
-        raise ValueError(f"{base}: y must have shape {dy} as dy, not {shapes['y']}")
-    return geometry
-
-
 def conv2d(
     x: ArrayLike,
     w: ArrayLike,
@@ -203,6 +229,7 @@ def conv2d(
     groups: int = 1,
     *,
     out: ndarray | None = None,
+    device: str | None = None,
 ) -> ndarray:
     """Convolution of images with kernels, and a bias.
 
@@ -224,6 +251,8 @@ def conv2d(
         Parts of the channels that have nothing to do with each other.
     out : ndarray, optional
         Where to put the result.
+    device : str, optional
+        Where to calculate with NumPy arrays: "cpu", "cuda" and so on, see `fastrelu.use`.
 
     Returns
     -------
@@ -247,7 +276,7 @@ def conv2d(
     >>> fastrelu.conv2d(x, w, padding="same")
     array([[[-2.5,  2. ,  2. ]]])
     """
-    return _forward("conv2d", "", x, w, b, 0.0, stride, padding, dilation, groups, out)
+    return _forward("conv2d", "", x, w, b, 0.0, stride, padding, dilation, groups, out, device)
 
 
 def conv2d_relu(
@@ -261,6 +290,7 @@ def conv2d_relu(
     groups: int = 1,
     *,
     out: ndarray | None = None,
+    device: str | None = None,
 ) -> ndarray:
     """Convolution and `relu`: max(conv2d(x, w, b), 0).
 
@@ -270,6 +300,8 @@ def conv2d_relu(
         As for `conv2d`.
     out : ndarray, optional
         Where to put the result.
+    device : str, optional
+        Where to calculate with NumPy arrays: "cpu", "cuda" and so on, see `fastrelu.use`.
 
     Returns
     -------
@@ -289,7 +321,7 @@ def conv2d_relu(
     >>> fastrelu.conv2d_relu(x, w)
     array([[[0., 2.]]])
     """
-    return _forward("conv2d_relu", "relu", x, w, b, 0.0, stride, padding, dilation, groups, out)
+    return _forward("conv2d_relu", "relu", x, w, b, 0.0, stride, padding, dilation, groups, out, device)
 
 
 def conv2d_leaky_relu(
@@ -304,6 +336,7 @@ def conv2d_leaky_relu(
     *,
     alpha: float = 0.01,
     out: ndarray | None = None,
+    device: str | None = None,
 ) -> ndarray:
     """Convolution and `leaky_relu`.
 
@@ -315,6 +348,8 @@ def conv2d_leaky_relu(
         Slope where the sum is negative.
     out : ndarray, optional
         Where to put the result.
+    device : str, optional
+        Where to calculate with NumPy arrays: "cpu", "cuda" and so on, see `fastrelu.use`.
 
     Returns
     -------
@@ -334,7 +369,7 @@ def conv2d_leaky_relu(
     >>> fastrelu.conv2d_leaky_relu(x, w, alpha=0.5)
     array([[[-1.25,  2.  ]]])
     """
-    return _forward("conv2d_leaky_relu", "leaky_relu", x, w, b, alpha, stride, padding, dilation, groups, out)
+    return _forward("conv2d_leaky_relu", "leaky_relu", x, w, b, alpha, stride, padding, dilation, groups, out, device)
 
 
 def conv2d_prelu(
@@ -349,6 +384,7 @@ def conv2d_prelu(
     groups: int = 1,
     *,
     out: ndarray | None = None,
+    device: str | None = None,
 ) -> ndarray:
     """Convolution and `prelu`, with a slope for each output channel.
 
@@ -365,6 +401,8 @@ def conv2d_prelu(
         As for `conv2d`.
     out : ndarray, optional
         Where to put the result.
+    device : str, optional
+        Where to calculate with NumPy arrays: "cpu", "cuda" and so on, see `fastrelu.use`.
 
     Returns
     -------
@@ -387,17 +425,24 @@ def conv2d_prelu(
            [[ 3.  , -0.25, -0.5 ]]])
     """
     base = "conv2d_prelu"
+    if device is not None or not (type(x) is type(w) is _plain):
+        place = _place(base, (x, w, b, alpha, out), device)
+        if place is not None:
+            from fastrelu.cuda import dispatch as cuda
+
+            everything = {"x": x, "w": w, "b": b, "alpha": alpha}
+            on_device: ndarray = cuda.convolution(base, everything, (stride, padding, dilation, groups), out, place)
+            return on_device
     given = operands.arrays(base, {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b})
     slopes, dtype, outputs = operands.arrays(base, {"alpha": alpha})["alpha"], given["x"].dtype, given["w"].shape[:1]
-    if slopes.shape not in ((), outputs):
-        raise ValueError(f"{base}: alpha must have shape {outputs} or be one number, not have shape {slopes.shape}")
+    operands.check_slopes(base, slopes.shape, outputs)
     if out is not None:
         shapes = given["x"].shape, given["w"].shape
         operands.output(base, "out", out, operands.geometry(base, *shapes, stride, padding, dilation, groups)[1], dtype)
     # Halves are rounded once, behind the slopes.
     sums = wide(dtype)
     given = {name: a.astype(sums, copy=False) for name, a in given.items()}
-    y = _forward(base, "", given["x"], given["w"], given.get("b"), 0.0, stride, padding, dilation, groups, None)
+    y = _forward(base, "", given["x"], given["w"], given.get("b"), 0.0, stride, padding, dilation, groups, None, "cpu")
     target = out if out is not None else y if sums == dtype else np.empty(y.shape, dtype)
     activations.prelu(y, slopes.astype(sums, copy=False).reshape(-1, 1, 1), out=target, casting="same_kind")
     return target
@@ -415,6 +460,7 @@ def conv2d_elu(
     *,
     alpha: float = 1.0,
     out: ndarray | None = None,
+    device: str | None = None,
 ) -> ndarray:
     """Convolution and `elu`.
 
@@ -426,6 +472,8 @@ def conv2d_elu(
         Minus the limit for large negative sums.
     out : ndarray, optional
         Where to put the result.
+    device : str, optional
+        Where to calculate with NumPy arrays: "cpu", "cuda" and so on, see `fastrelu.use`.
 
     Returns
     -------
@@ -445,7 +493,7 @@ def conv2d_elu(
     >>> fastrelu.conv2d_elu(x, w)
     array([[[-0.917915,  2.      ]]])
     """
-    return _forward("conv2d_elu", "elu", x, w, b, alpha, stride, padding, dilation, groups, out)
+    return _forward("conv2d_elu", "elu", x, w, b, alpha, stride, padding, dilation, groups, out, device)
 
 
 def conv2d_sigmoid(
@@ -459,6 +507,7 @@ def conv2d_sigmoid(
     groups: int = 1,
     *,
     out: ndarray | None = None,
+    device: str | None = None,
 ) -> ndarray:
     """Convolution and `sigmoid`.
 
@@ -468,6 +517,8 @@ def conv2d_sigmoid(
         As for `conv2d`.
     out : ndarray, optional
         Where to put the result.
+    device : str, optional
+        Where to calculate with NumPy arrays: "cpu", "cuda" and so on, see `fastrelu.use`.
 
     Returns
     -------
@@ -486,7 +537,7 @@ def conv2d_sigmoid(
     >>> fastrelu.conv2d_sigmoid(np.zeros((1, 1, 2)), np.ones((1, 1, 1, 2)))
     array([[[0.5]]])
     """
-    return _forward("conv2d_sigmoid", "sigmoid", x, w, b, 0.0, stride, padding, dilation, groups, out)
+    return _forward("conv2d_sigmoid", "sigmoid", x, w, b, 0.0, stride, padding, dilation, groups, out, device)
 
 
 def conv2d_tanh(
@@ -500,6 +551,7 @@ def conv2d_tanh(
     groups: int = 1,
     *,
     out: ndarray | None = None,
+    device: str | None = None,
 ) -> ndarray:
     """Convolution and `tanh`.
 
@@ -509,6 +561,8 @@ def conv2d_tanh(
         As for `conv2d`.
     out : ndarray, optional
         Where to put the result.
+    device : str, optional
+        Where to calculate with NumPy arrays: "cpu", "cuda" and so on, see `fastrelu.use`.
 
     Returns
     -------
@@ -527,7 +581,7 @@ def conv2d_tanh(
     >>> fastrelu.conv2d_tanh(np.zeros((1, 1, 2)), np.ones((1, 1, 1, 2)))
     array([[[0.]]])
     """
-    return _forward("conv2d_tanh", "tanh", x, w, b, 0.0, stride, padding, dilation, groups, out)
+    return _forward("conv2d_tanh", "tanh", x, w, b, 0.0, stride, padding, dilation, groups, out, device)
 
 
 def conv2d_softplus(
@@ -541,6 +595,7 @@ def conv2d_softplus(
     groups: int = 1,
     *,
     out: ndarray | None = None,
+    device: str | None = None,
 ) -> ndarray:
     """Convolution and `softplus`.
 
@@ -550,6 +605,8 @@ def conv2d_softplus(
         As for `conv2d`.
     out : ndarray, optional
         Where to put the result.
+    device : str, optional
+        Where to calculate with NumPy arrays: "cpu", "cuda" and so on, see `fastrelu.use`.
 
     Returns
     -------
@@ -568,7 +625,7 @@ def conv2d_softplus(
     >>> fastrelu.conv2d_softplus(np.zeros((1, 1, 2)), np.ones((1, 1, 1, 2)))
     array([[[0.69314718]]])
     """
-    return _forward("conv2d_softplus", "softplus", x, w, b, 0.0, stride, padding, dilation, groups, out)
+    return _forward("conv2d_softplus", "softplus", x, w, b, 0.0, stride, padding, dilation, groups, out, device)
 
 
 def conv2d_backward(
@@ -584,6 +641,7 @@ def conv2d_backward(
     wanted: Sequence[str] = GRADIENTS,
     accumulate: Sequence[str] = (),
     out: tuple[ndarray | None, ndarray | None, ndarray | None] | None = None,
+    device: str | None = None,
 ) -> Triple:
     """Gradients of `conv2d` with respect to its input, weight and bias.
 
@@ -603,6 +661,8 @@ def conv2d_backward(
         Those of them that are added to what `out` holds.
     out : tuple of (ndarray or None), optional
         Where to put dx, dw and db.
+    device : str, optional
+        As in the forward pass.
 
     Returns
     -------
@@ -629,7 +689,7 @@ def conv2d_backward(
     >>> dx, dw, db
     (array([[[1. , 2.5, 1. ]]]), array([[[[-1.,  5.]]]]), array([3.]))
     """
-    options = stride, padding, dilation, groups, wanted, accumulate, out
+    options = stride, padding, dilation, groups, wanted, accumulate, out, device
     return _backward("conv2d_backward", "", dy, None, x, w, 0.0, *options)
 
 
@@ -647,6 +707,7 @@ def conv2d_relu_backward(
     wanted: Sequence[str] = GRADIENTS,
     accumulate: Sequence[str] = (),
     out: tuple[ndarray | None, ndarray | None, ndarray | None] | None = None,
+    device: str | None = None,
 ) -> Triple:
     """Gradients of `conv2d_relu` with respect to its input, weight and bias.
 
@@ -656,7 +717,7 @@ def conv2d_relu_backward(
         Gradient with respect to the output.
     y : array_like
         The output.
-    x, w, stride, padding, dilation, groups, wanted, accumulate, out
+    x, w, stride, padding, dilation, groups, wanted, accumulate, out, device
         As for `conv2d_backward`.
 
     Returns
@@ -678,7 +739,7 @@ def conv2d_relu_backward(
     >>> fastrelu.conv2d_relu_backward(np.ones((1, 1, 2)), y, x, w, wanted=("dw", "db"))
     (None, array([[[[1., 2.]]]]), array([1.]))
     """
-    options = stride, padding, dilation, groups, wanted, accumulate, out
+    options = stride, padding, dilation, groups, wanted, accumulate, out, device
     return _backward("conv2d_relu_backward", "relu_backward", dy, y, x, w, 0.0, *options)
 
 
@@ -697,6 +758,7 @@ def conv2d_leaky_relu_backward(
     wanted: Sequence[str] = GRADIENTS,
     accumulate: Sequence[str] = (),
     out: tuple[ndarray | None, ndarray | None, ndarray | None] | None = None,
+    device: str | None = None,
 ) -> Triple:
     """Gradients of `conv2d_leaky_relu` with respect to its input, weight and bias.
 
@@ -710,7 +772,7 @@ def conv2d_leaky_relu_backward(
         As for `conv2d_backward`.
     alpha : float, optional
         As in the forward pass.
-    wanted, accumulate, out
+    wanted, accumulate, out, device
         As for `conv2d_backward`.
 
     Returns
@@ -732,7 +794,7 @@ def conv2d_leaky_relu_backward(
     >>> fastrelu.conv2d_leaky_relu_backward(np.ones((1, 1, 2)), y, x, w, alpha=0.5, wanted=("db",))[2]
     array([1.5])
     """
-    options = stride, padding, dilation, groups, wanted, accumulate, out
+    options = stride, padding, dilation, groups, wanted, accumulate, out, device
     return _backward("conv2d_leaky_relu_backward", "leaky_relu_backward", dy, y, x, w, alpha, *options)
 
 
@@ -751,6 +813,7 @@ def conv2d_elu_backward(
     wanted: Sequence[str] = GRADIENTS,
     accumulate: Sequence[str] = (),
     out: tuple[ndarray | None, ndarray | None, ndarray | None] | None = None,
+    device: str | None = None,
 ) -> Triple:
     """Gradients of `conv2d_elu` with respect to its input, weight and bias.
 
@@ -764,7 +827,7 @@ def conv2d_elu_backward(
         As for `conv2d_backward`.
     alpha : float, optional
         As in the forward pass.
-    wanted, accumulate, out
+    wanted, accumulate, out, device
         As for `conv2d_backward`.
 
     Returns
@@ -786,7 +849,7 @@ def conv2d_elu_backward(
     >>> fastrelu.conv2d_elu_backward(np.ones((1, 1, 1)), y, x, w, wanted=("db",))[2]
     array([1.])
     """
-    options = stride, padding, dilation, groups, wanted, accumulate, out
+    options = stride, padding, dilation, groups, wanted, accumulate, out, device
     return _backward("conv2d_elu_backward", "elu_backward", dy, y, x, w, alpha, *options)
 
 
@@ -804,6 +867,7 @@ def conv2d_sigmoid_backward(
     wanted: Sequence[str] = GRADIENTS,
     accumulate: Sequence[str] = (),
     out: tuple[ndarray | None, ndarray | None, ndarray | None] | None = None,
+    device: str | None = None,
 ) -> Triple:
     """Gradients of `conv2d_sigmoid` with respect to its input, weight and bias.
 
@@ -813,7 +877,7 @@ def conv2d_sigmoid_backward(
         Gradient with respect to the output.
     y : array_like
         The output.
-    x, w, stride, padding, dilation, groups, wanted, accumulate, out
+    x, w, stride, padding, dilation, groups, wanted, accumulate, out, device
         As for `conv2d_backward`.
 
     Returns
@@ -835,7 +899,7 @@ def conv2d_sigmoid_backward(
     >>> fastrelu.conv2d_sigmoid_backward(np.ones((1, 1, 1)), y, x, w, wanted=("db",))[2]
     array([0.25])
     """
-    options = stride, padding, dilation, groups, wanted, accumulate, out
+    options = stride, padding, dilation, groups, wanted, accumulate, out, device
     return _backward("conv2d_sigmoid_backward", "sigmoid_backward", dy, y, x, w, 0.0, *options)
 
 
@@ -853,6 +917,7 @@ def conv2d_tanh_backward(
     wanted: Sequence[str] = GRADIENTS,
     accumulate: Sequence[str] = (),
     out: tuple[ndarray | None, ndarray | None, ndarray | None] | None = None,
+    device: str | None = None,
 ) -> Triple:
     """Gradients of `conv2d_tanh` with respect to its input, weight and bias.
 
@@ -862,7 +927,7 @@ def conv2d_tanh_backward(
         Gradient with respect to the output.
     y : array_like
         The output.
-    x, w, stride, padding, dilation, groups, wanted, accumulate, out
+    x, w, stride, padding, dilation, groups, wanted, accumulate, out, device
         As for `conv2d_backward`.
 
     Returns
@@ -884,7 +949,7 @@ def conv2d_tanh_backward(
     >>> fastrelu.conv2d_tanh_backward(np.ones((1, 1, 1)), y, x, w, wanted=("db",))[2]
     array([1.])
     """
-    options = stride, padding, dilation, groups, wanted, accumulate, out
+    options = stride, padding, dilation, groups, wanted, accumulate, out, device
     return _backward("conv2d_tanh_backward", "tanh_backward", dy, y, x, w, 0.0, *options)
 
 
@@ -902,6 +967,7 @@ def conv2d_softplus_backward(
     wanted: Sequence[str] = GRADIENTS,
     accumulate: Sequence[str] = (),
     out: tuple[ndarray | None, ndarray | None, ndarray | None] | None = None,
+    device: str | None = None,
 ) -> Triple:
     """Gradients of `conv2d_softplus` with respect to its input, weight and bias.
 
@@ -911,7 +977,7 @@ def conv2d_softplus_backward(
         Gradient with respect to the output.
     y : array_like
         The output.
-    x, w, stride, padding, dilation, groups, wanted, accumulate, out
+    x, w, stride, padding, dilation, groups, wanted, accumulate, out, device
         As for `conv2d_backward`.
 
     Returns
@@ -933,5 +999,5 @@ def conv2d_softplus_backward(
     >>> fastrelu.conv2d_softplus_backward(np.ones((1, 1, 1)), y, x, w, wanted=("db",))[2]
     array([0.5])
     """
-    options = stride, padding, dilation, groups, wanted, accumulate, out
+    options = stride, padding, dilation, groups, wanted, accumulate, out, device
     return _backward("conv2d_softplus_backward", "softplus_backward", dy, y, x, w, 0.0, *options)

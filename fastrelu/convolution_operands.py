@@ -39,12 +39,16 @@ def arrays(base: str, operands: Mapping[str, Any]) -> Mapping[str, ndarray]:
             raise fault
         made[name] = np.asarray(operand)
     try:
-        dtype: np.dtype[Any] = reduce(np.promote_types, [a.dtype for a in made.values()])
+        dtype = common_type(a.dtype for a in made.values())
     except np.exceptions.DTypePromotionError as error:
         raise faults.explain(base, error, operands) from None
-    if dtype.name in INTEGERS:
-        dtype = np.promote_types(dtype, np.float16)
     return {name: native(a, dtype) for name, a in made.items()}
+
+
+def common_type(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any]:
+    """The type to calculate in: that of all by NumPy's rules; integers become floats."""
+    dtype = reduce(np.promote_types, dtypes)
+    return np.promote_types(dtype, np.float16) if dtype.name in INTEGERS else dtype
 
 
 def native(a: ndarray, dtype: np.dtype[Any]) -> ndarray:
@@ -58,6 +62,9 @@ def number(base: str, name: str, value: Any) -> float:
     """A parameter that is one number."""
     if type(value) is float:
         return value
+    fault = faults.device_fault(base, name, value)
+    if fault is not None:
+        raise fault
     if np.ndim(value):
         raise ValueError(f"{base}: {name} must be a single value, not of shape {np.shape(value)}")
     try:
@@ -111,6 +118,20 @@ def _is_plain(value: Any) -> bool:
     return type(value) is int or (type(value) is tuple and {*map(type, value)} == {int})
 
 
+def plain(base: str, stride: Any, padding: Any, dilation: Any, groups: Any) -> tuple[Any, Any, Any, Any]:
+    """The same options as ints and tuples of two, or a name of a padding; equal ones have the same meaning."""
+    if _are_plain(stride, padding, dilation, groups):
+        return stride, padding, dilation, groups
+    pads = padding if isinstance(padding, str) else _pair(base, "padding", padding, 0)
+    whole = _whole(base, "groups", groups, 1)
+    return _pair(base, "stride", stride, 1), pads, _pair(base, "dilation", dilation, 1), whole
+
+
+def _are_plain(stride: Any, padding: Any, dilation: Any, groups: Any) -> bool:
+    is_number = _is_plain(stride) and (type(padding) is str or _is_plain(padding)) and _is_plain(dilation)
+    return is_number and type(groups) is int
+
+
 def geometry(
     base: str, x: tuple[int, ...], w: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> tuple[Geometry, tuple[int, ...]]:
@@ -125,9 +146,7 @@ def geometry(
     stride, padding, dilation, groups
         As the public function was given them.
     """
-    is_plain = (
-        _is_plain(stride) and (type(padding) is str or _is_plain(padding)) and _is_plain(dilation) and type(groups) is int
-    )
+    is_plain = _are_plain(stride, padding, dilation, groups)
     return (_known_geometry if is_plain else _geometry)(base, x, w, stride, padding, dilation, groups)
 
 
@@ -165,17 +184,55 @@ def _geometry(
 _known_geometry = lru_cache(PLANS)(_geometry)
 
 
+def check_bias(base: str, b: tuple[int, ...], w: tuple[int, ...]) -> None:
+    """Check the shape of a bias beside that of w."""
+    if b != w[:1]:
+        raise ValueError(f"{base}: b must have shape {w[:1]} for w of shape {w}, not {b}")
+
+
+def check_slopes(base: str, alpha: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+    """Check the shape of slopes, one for each output channel or one for all."""
+    if alpha not in ((), outputs):
+        raise ValueError(f"{base}: alpha must have shape {outputs} or be one number, not have shape {alpha}")
+
+
+def gradient_geometry(
+    base: str, shapes: Mapping[str, tuple[int, ...]], stride: Any, padding: Any, dilation: Any, groups: Any
+) -> Geometry:
+    """Check the shapes of dy, y, x and w, as far as they are given; returns where x and w meet."""
+    dy = shapes["dy"]
+    beside = ""
+    meeting, expected = Geometry((1, 1), (0, 0, 0, 0), (1, 1), 1), dy
+    if "x" in shapes and "w" in shapes:
+        meeting, expected = geometry(base, shapes["x"], shapes["w"], stride, padding, dilation, groups)
+        beside = f" for x of shape {shapes['x']} and w of shape {shapes['w']}"
+    if dy != expected:
+        raise ValueError(f"{base}: dy must have shape {expected}{beside}, not {dy}")
+    if len(dy) not in (3, 4):
+        raise ValueError(f"{base}: dy must have shape (N, O, OH, OW) or (O, OH, OW), not {dy}")
+    if shapes.get("y", dy) != dy:
+        raise ValueError(f"{base}: y must have shape {dy} as dy, not {shapes['y']}")
+    return meeting
+
+
 def output(base: str, name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Check an array that was given for a result."""
     if not isinstance(out, ndarray):
-        raise TypeError(f"{base}: {name} must be an array, not {type(out).__name__}")
-    if out.shape != shape:
-        raise ValueError(f"{base}: {name} must have shape {shape}, not {out.shape}")
+        raise faults.device_fault(base, name, out) or TypeError(f"{base}: {name} must be an array, not {type(out).__name__}")
     fault = faults.read_only_fault(base, name, out)
     if fault is not None:
         raise fault
-    if not np.can_cast(dtype, out.dtype, "same_kind"):
-        raise TypeError(f"{base}: {name} must have a type that takes {dtype} by casting rule 'same_kind', not {out.dtype}")
+    check_output(base, name, (out.shape, out.dtype), (shape, dtype), np.can_cast(dtype, out.dtype, "same_kind"))
+
+
+def check_output(
+    base: str, name: str, out: tuple[tuple[int, ...], Any], result: tuple[tuple[int, ...], Any], casts: bool
+) -> None:
+    """Check the shape and the type of an array beside those of the result that it is for, which casts to it or not."""
+    if out[0] != result[0]:
+        raise ValueError(f"{base}: {name} must have shape {result[0]}, not {out[0]}")
+    if not casts:
+        raise TypeError(f"{base}: {name} must have a type that takes {result[1]} by casting rule 'same_kind', not {out[1]}")
 
 
 def place(out: ndarray | None, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Iterable[ndarray]) -> ndarray:

@@ -30,10 +30,10 @@ _watching: list[Callable[[bool], object]] = []
 class use:  # a function to whoever calls it
     """Choose where NumPy arrays are calculated from now on, by all threads; as a context manager, for a while.
 
-    With "cuda", every call of a function that has kernels for GPUs (the elementwise functions and the ``linear`` family) copies
-    its arrays to the device, calculates there, and copies the result back: the copies take longer than most calls, so that
-    arrays which live on the device (CuPy's, PyTorch's, JAX's) are the better choice. Everything else stays on the CPU: other
-    functions, single numbers, prepacked weights, subclasses and other libraries' arrays.
+    With "cuda", every call of a function that has kernels for GPUs (the elementwise functions, the ``linear`` family and
+    convolutions) copies its arrays to the device, calculates there, and copies the result back: the copies take longer than
+    most calls, so that arrays which live on the device (CuPy's, PyTorch's, JAX's) are the better choice. Everything else stays
+    on the CPU: other functions, single numbers, prepacked weights, subclasses and other libraries' arrays.
 
     Parameters
     ----------

@@ -19,10 +19,12 @@ from fastrelu.operations import BACKWARD, FLOATS, INTEGERS, LAYERS, OPERATIONS
 Operands = Mapping[str, Any]
 """Arguments by their names, in the order of the ufunc."""
 
-# Numbers of DLPack. Host memory, pinned or not, is none of them.
-CUDA = frozenset((*OPERATIONS, *(layer.base for layer in LAYERS.values()), *BACKWARD))
+_LAYERS = (*(layer.base for layer in LAYERS.values()), *BACKWARD)
+# There is a convolution for each fused layer.
+CUDA = frozenset((*OPERATIONS, *_LAYERS, *(name.replace("linear", "conv2d", 1) for name in _LAYERS)))
 """The functions that have kernels for GPUs."""
 
+# Numbers of DLPack. Host memory, pinned or not, is none of them.
 _DEVICES = {2: "a CUDA", 13: "a CUDA", 4: "an OpenCL", 7: "a Vulkan", 8: "a Metal", 10: "a ROCm", 14: "a oneAPI"}
 
 

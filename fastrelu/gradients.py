@@ -204,7 +204,7 @@ def _general(
     else:
         operands = {name: o if type(o) is ndarray else np.asanyarray(o) for name, o in operands.items()}
         is_mask = has_mask and operands["y"].dtype == np.uint8
-        _check_shapes(base, operands, outputs, is_mask)
+        check_shapes(base, operands, outputs, is_mask)
         for name, gradient in (("x", "dw"), ("w", "dx")):
             if name in operands and gradient not in wanted:
                 # It takes part in the choice of the type all the same.
@@ -285,7 +285,8 @@ def outputs_for(base: str, out: Any, wanted: tuple[str, ...], added: tuple[str, 
     return outputs
 
 
-def _check_shapes(base: str, operands: dict[str, Any], outputs: dict[str, Any], is_mask: bool) -> None:
+def check_shapes(base: str, operands: dict[str, Any], outputs: dict[str, Any], is_mask: bool) -> None:
+    """A ValueError if shapes of the operands and outputs of a layer's backward pass do not fit."""
     shapes = {name: operand.shape for name, operand in operands.items()}
     dy, w = shapes["dy"], shapes.get("w")
     if len(dy) < 1:

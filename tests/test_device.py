@@ -15,6 +15,7 @@ from fastrelu.device import PRECISIONS
 from tests.subprocesses import call as call_in_a_process
 
 X = np.array([[-1.0, 2.0], [3.0, -4.0]], np.float32)
+KERNEL = np.ones((1, 1, 1, 1), np.float32)
 
 
 class CudaArray:
@@ -94,6 +95,12 @@ def test_array_on_a_device(missing: str, request: pytest.FixtureRequest) -> None
         (lambda: fastrelu.linear_relu(x, x), "linear_relu: x"),
         (lambda: fastrelu.linear_backward(x, x, x), "linear_backward: dy"),
         (lambda: fastrelu.prelu_backward(x, x, 0.5), "prelu_backward: dy"),
+        (lambda: fastrelu.conv2d(x, x), "conv2d: x"),
+        (lambda: fastrelu.conv2d_prelu(KERNEL, KERNEL, None, x), "conv2d_prelu: alpha"),
+        (lambda: fastrelu.conv2d_elu(KERNEL, KERNEL, alpha=x), "conv2d_elu: alpha"),
+        (lambda: fastrelu.conv2d_relu(KERNEL, KERNEL, out=x), "conv2d_relu: out"),
+        (lambda: fastrelu.conv2d_relu_backward(x, x, x, x), "conv2d_relu_backward: dy"),
+        (lambda: fastrelu.conv2d_backward(KERNEL, KERNEL, x), "conv2d_backward: w"),
         (lambda: fastrelu.relu_backward(X, x), "relu_backward: y"),
         (lambda: fastrelu.relu(X, out=x), "relu: out"),
     ):
@@ -105,9 +112,10 @@ def test_array_on_a_device(missing: str, request: pytest.FixtureRequest) -> None
 
 def test_function_without_kernels_for_gpus() -> None:
     with pytest.raises(
-        TypeError, match=r"^conv2d: x is on a CUDA device; .*: conv2d has no kernels for GPUs, copy it to the host first$"
+        TypeError,
+        match=r"^max_pool2d: x is on a CUDA device; .*: max_pool2d has no kernels for GPUs, copy it to the host first$",
     ):
-        fastrelu.conv2d(CudaArray(), np.ones((1, 1, 1, 1)))
+        fastrelu.max_pool2d(CudaArray(), 2)
 
 
 @pytest.mark.parametrize("missing", ["no_extra", "no_driver"])

@@ -11,7 +11,7 @@ How an operation uses it::
     with Work("relu", {"x": x}, {"out": out}) as work:
         x = work.arrays["x"]
         y = work.arrays.get("out") or work.empty(x.shape, x.dtype)
-        kernel.launch(work.device, work.stream, grid, x.pointer, y.pointer, x.size)
+        work.launch(kernel, grid, x.pointer, y.pointer, x.size)
     return work.result(y)
 """
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,8 @@ class DeviceArray:
 
     Attributes
     ----------
-    pointer : int
-        Address of the first element.
+    pointer : int, or Place
+        Address of the first element; while a plan is written it is a `fastrelu.cuda.plans.Place`.
     shape, strides : tuple of int
         Lengths of the axes, and their steps in bytes.
     dtype : str
@@ -58,7 +58,7 @@ class DeviceArray:
         What else keeps the memory alive.
     """
 
-    pointer: int
+    pointer: Any
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: str
@@ -97,23 +97,25 @@ class DeviceArray:
             step *= length
         return True
 
-    def extent(self) -> tuple[int, int]:
+    def extent(self) -> tuple[Any, Any]:
         """The first address, and the one behind the last."""
-        first = last = self.pointer
-        for length, stride in zip(self.shape, self.strides, strict=True):
-            if length == 0:
-                return self.pointer, self.pointer
-            if stride < 0:
-                first += (length - 1) * stride
-            else:
-                last += (length - 1) * stride
-        return first, last + self.itemsize
+        first, end = _span(self.shape, self.strides, ITEMSIZES[self.dtype])
+        return self.pointer + first, self.pointer + end
 
     def may_overlap(self, other: DeviceArray) -> bool:
         """Whether the two may share memory, by where they begin and end."""
         first, end = self.extent()
         its_first, its_end = other.extent()
         return self.device == other.device and first < its_end and its_first < end
+
+
+@lru_cache(maxsize=4096)
+def _span(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    """Where an array begins and ends, relative to its first element."""
+    if 0 in shape:
+        return 0, 0
+    ends = [(length - 1) * stride for length, stride in zip(shape, strides, strict=True)]
+    return sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends) + itemsize
 
 
 class Work:
@@ -165,7 +167,11 @@ class Work:
                 rest.append(name)
                 continue
             array = self.arrays[name] = view(base, name, value)
-            if array.dtype not in ITEMSIZES:
+            if name == "where":
+                if array.dtype != "bool":
+                    raise TypeError(f"{base}: where must be of type bool, not {array.dtype}")
+                array.dtype = "uint8"
+            if array.dtype not in ITEMSIZES or array.dtype == "bool":
                 allowed = "an integer type, float16, bfloat16, float32 or float64"
                 raise TypeError(f"{base}: {name} must be {allowed}, not {array.dtype}")
             if first is None:
@@ -184,8 +190,9 @@ class Work:
             if name not in operands or np.ndim(value):
                 raise self._on_host(base, name, value)
             self.numbers[name] = value if type(value) in (int, float) else _scalar(base, name, value)
-        for name in outputs or ():
-            if name in self.arrays and not self.arrays[name].writable:
+        self._outputs = [name for name in outputs or () if name in self.arrays]
+        for name in self._outputs:
+            if not self.arrays[name].writable:
                 raise ValueError(f"{base}: {name} is read-only, and must be writable")
 
     def __enter__(self) -> Work:
@@ -213,27 +220,59 @@ class Work:
         order : tuple of int, optional
             The axes, the one with the longest steps first; as they come if not given.
         """
+        return _view(self.make(shape, dtype, order)[0])
+
+    def make(self, shape: tuple[int, ...], dtype: str, order: tuple[int, ...] | None) -> tuple[Any, int]:
+        """The same as the library's array, and its address."""
         library = self._first.library
         if library == "torch":
-            made = _torch_empty(self._first.owner, shape, dtype, order)
-        elif library == "cupy":
-            made = _cupy_empty(self.device, shape, dtype, order)
-        elif library == "numba" and dtype != "bfloat16":
-            made = _numba_empty(self._first.owner, self.device, shape, dtype, order)
-        else:
-            made = OwnedArray(shape, dtype, self.device, self.stream, order)
-        return _view(made)
+            tensor = _torch_empty(self._first.owner, shape, dtype, order)
+            return tensor, tensor.data_ptr()
+        if library == "cupy":
+            array = _cupy_empty(self.device, shape, dtype, order)
+            return array, array.data.ptr
+        if library == "numba" and dtype != "bfloat16":
+            array = _numba_empty(self._first.owner, self.device, shape, dtype, order)
+            return array, array.__cuda_array_interface__["data"][0] or 0
+        own = OwnedArray(shape, dtype, self.device, self.stream, order)
+        return own, own.pointer
 
     def scratch(self, nbytes: int) -> DeviceArray:
         """Memory for this call, which goes back to the caller's library when the record dies."""
         return self.empty((nbytes,), "uint8")
 
+    def launch(self, kernel: launch.Kernel, grid: launch.Grid, *arguments: Any) -> None:
+        """Put a kernel into the stream of the call; see `fastrelu.cuda.launch.Kernel.launch`."""
+        kernel.launch(self.device, self.stream, grid, *arguments)
+
     def result(self, array: DeviceArray) -> Any:
         """What the caller gets: the library's array."""
-        if isinstance(array.owner, OwnedArray) and self._first.library == "jax":
-            array.owner.has_lasting_readers = True  # JAX's streams, which may still read when it drops the array
-            return sys.modules["jax"].dlpack.from_dlpack(array.owner)
-        return array.owner
+        return self.handed_over(array.owner)
+
+    def handed_over(self, made: Any) -> Any:
+        """An array that `make` has made, or the caller's own, as an array of the caller's library."""
+        if isinstance(made, OwnedArray) and self._first.library == "jax":
+            made.has_lasting_readers = True  # JAX's streams, which may still read when it drops the array
+            return sys.modules["jax"].dlpack.from_dlpack(made)
+        return made
+
+    def shared(self) -> tuple[tuple[int, int, int], ...]:
+        """Of arrays that share memory with an output, or with each other by way of one: the array's number, that of the
+        first of them, and how many bytes it begins behind that.
+        """
+        if not self._outputs:
+            return ()
+        arrays = [*self.arrays.values()]
+        extents = [array.extent() for array in arrays]
+        firsts = [*range(len(arrays))]
+        for i, name in enumerate(self.arrays):
+            if name in self._outputs:
+                first, end = extents[i]
+                for k, (its_first, its_end) in enumerate(extents):
+                    if its_first < end and its_end > first and firsts[k] != firsts[i]:
+                        low, high = sorted((firsts[k], firsts[i]))
+                        firsts = [low if group == high else group for group in firsts]
+        return tuple([(i, k, arrays[i].pointer - arrays[k].pointer) for i, k in enumerate(firsts) if i != k])
 
     def _on_host(self, base: str, name: str, value: Any) -> TypeError:
         other = next(iter(self.arrays))
@@ -245,7 +284,11 @@ class Work:
 def _is_here(value: Any) -> bool:
     """Whether a value is on a CUDA device."""
     kind: type = type(value)
+    if kind is OwnedArray:
+        return True
     library = library_of(kind)
+    if library == "torch":
+        return bool(value.is_cuda)
     return library == "cupy" or faults.is_on_cuda(value)
 
 
@@ -321,7 +364,9 @@ def _interface_view(value: Any, library: str) -> DeviceArray:
 def _torch_view(value: Any) -> DeviceArray:
     torch = sys.modules["torch"]
     if value.requires_grad and torch.is_grad_enabled():
-        raise _Unfit("requires grad, and fastrelu records no graph: pass it with .detach(), or call under torch.no_grad()")
+        raise _Unfit(
+            "requires grad, and no graph is recorded: pass it with .detach(), call under torch.no_grad(), or use fastrelu.torch"
+        )
     if value.layout != torch.strided:
         raise _Unfit(f"must be dense, not of layout {value.layout}")
     resolved = value.resolve_neg()  # a view that only promises to change the sign
@@ -384,7 +429,7 @@ def library_of(kind: type) -> str:
 def _scalar(base: str, name: str, value: Any) -> Any:
     """A number of the host as a NumPy scalar."""
     number = np.asarray(value)[()]
-    if number.dtype.name not in ITEMSIZES:
+    if number.dtype.name not in ITEMSIZES or number.dtype == bool:
         raise TypeError(
             f"{base}: {name} must be an integer type, float16, bfloat16, float32 or float64, not {number.dtype.name}"
         )

@@ -34,11 +34,15 @@ def elementwise(name: str, operands: dict[str, Any], out: Any, kwargs: dict[str,
     device : int
         The device for NumPy arrays; RESIDENT if the operands are on one.
     """
+    names = tuple(operands)
+    if "where" in kwargs and device != RESIDENT:  # goes there as well
+        operands = {**operands, "where": kwargs.pop("where")}
 
     def call(given: Mapping[str, Any], outputs: Mapping[str, Any]) -> Any:
         if name == "prelu_backward":
             return _module("prelu_backward").call(*given.values())
-        return _module("elementwise").call(name, tuple(given.values()), outputs["out"], kwargs)
+        options = {**kwargs, "where": given["where"]} if "where" in given else kwargs
+        return _module("elementwise").call(name, tuple([given[operand] for operand in names]), outputs["out"], options)
 
     return _run(name, call, operands, {"out": _single(name, out)}, device)
 
@@ -70,6 +74,32 @@ def backward(
 
     def call(given: Mapping[str, Any], places: Mapping[str, Any]) -> Any:
         return _module("gradients").call(name, dict(given), wanted, accumulate, dict(places), kwargs)
+
+    return _run(name, call, operands, outputs, device)
+
+
+def convolution(name: str, operands: dict[str, Any], options: tuple[Any, ...], out: Any, device: int) -> Any:
+    """A convolution; `operands` are x, w, b and alpha, which may be None; `options` stride, padding, dilation and groups."""
+
+    def call(given: Mapping[str, Any], outputs: Mapping[str, Any]) -> Any:
+        return _module("convolution").call(name, dict(given), options, outputs["out"])
+
+    return _run(name, call, operands, {"out": out}, device)
+
+
+def convolution_backward(
+    name: str,
+    operands: dict[str, Any],
+    options: tuple[Any, ...],
+    wanted: tuple[str, ...],
+    accumulate: tuple[str, ...],
+    outputs: dict[str, Any],
+    device: int,
+) -> Any:
+    """The backward pass of a convolution; `operands` are dy, y, x, w and alpha, `outputs` arrays for dx, dw and db."""
+
+    def call(given: Mapping[str, Any], places: Mapping[str, Any]) -> Any:
+        return _module("convolution_gradients").call(name, dict(given), options, wanted, accumulate, dict(places))
 
     return _run(name, call, operands, outputs, device)
 

@@ -90,6 +90,7 @@ def read(value: Any, stream: int | None) -> Tensor:
         tensor, writable = _Managed.from_address(get(capsule, b"dltensor")).tensor, True
     code, bits, lanes = tensor.type.code, tensor.type.bits, tensor.type.lanes
     dtype = _NAMES.get(code, f"DLPack type {code}, ") + (str(bits) if code in _NAMES else f"{bits} bits")
+    dtype = "bool" if dtype == "bool8" else dtype
     itemsize = bits * lanes // 8
     shape = tuple(tensor.shape[: tensor.ndim])
     if tensor.strides:

@@ -1,27 +1,26 @@
-"""The elementwise operations on arrays of a device: types and shapes as on the CPU, the choice of a kernel, its launch.
-
-What a call needs to know depends only on types, shapes, strides and alignments. It is kept, so that the next call of the
-same kind has only addresses to fill in.
-"""
+"""The elementwise operations on arrays of a device: types and shapes as on the CPU, the choice of a kernel, its launch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from fastrelu import faults
+from fastrelu.cuda import plans
 from fastrelu.cuda.arrays import DeviceArray, Work
 from fastrelu.cuda.conversion import bits_of
-from fastrelu.cuda.kernels.elementwise import LANES, NUMBER, ONE, Sweep, kernel
+from fastrelu.cuda.kernels.elementwise import LANES, NUMBER, ONE, SELECT, Sweep, kernel
 from fastrelu.cuda.kernels.places import divisors
 from fastrelu.cuda.launch import Kernel
 from fastrelu.cuda.layout import Axis, broadcast_strides, order_of, shared_axes
 from fastrelu.cuda.memory import PACKET
 from fastrelu.cuda.owned import ITEMSIZES
-from fastrelu.operations import OPERATIONS
+from fastrelu.cuda.plans import Draft, Number
+from fastrelu.operations import FLOATS, OPERATIONS
 from fastrelu.ufuncs import element_of
 
 BLOCKS = 1 << 16
@@ -41,29 +40,31 @@ class Layout(NamedTuple):
     """Bytes from an address that is a multiple of 16."""
 
 
-Operand = Layout | str
-"""An array, or the type of a number: "int" and "float" for Python's."""
+class Options(NamedTuple):
+    """How results come about; the defaults are NumPy's.
+
+    Attributes
+    ----------
+    dtype : str or None
+        The type to calculate in; None for that of the operands.
+    casting : str
+        The rule by which operands become it, and it becomes the type of the output.
+    order : str
+        The order of the axes of a new array: K for that of the operands, C, F, or A for F if the operands have it and C else.
+    anywhere : bool
+        Whether any result is wanted; if not, an output stays as it is.
+    """
+
+    dtype: str | None = None
+    casting: str = "same_kind"
+    order: str = "K"
+    anywhere: bool = True
 
 
-class _Result(NamedTuple):
-    """What comes out of an operation on given operands."""
-
-    calculated: tuple[str, ...]
-    shape: tuple[int, ...]
-    order: tuple[int, ...] | None
+_DEFAULTS = Options()
 
 
-class _Plan(NamedTuple):
-    """A launch, but for the addresses."""
-
-    kernel: Kernel
-    blocks: int
-    before: tuple[int, ...]
-    starts: tuple[int, ...]
-    after: tuple[int, ...]
-
-
-def call(name: str, operands: tuple[Any, ...], out: Any = None, kwargs: dict[str, Any] | None = None) -> Any:
+def call(name: str, operands: tuple[Any, ...], out: Any = None, kwargs: Mapping[str, Any] | None = None) -> Any:
     """Run an elementwise operation where its operands are.
 
     Parameters
@@ -74,13 +75,14 @@ def call(name: str, operands: tuple[Any, ...], out: Any = None, kwargs: dict[str
         Its operands: arrays on one device and numbers, at least one array.
     out : array, optional
         Where to put the result; it may overlap the operands in any way.
-    kwargs : dict, optional
-        Only ``dtype``.
+    kwargs : mapping, optional
+        The keyword arguments of a ufunc: ``dtype``, ``casting``, ``order``, ``where`` (an array of bool on the device, or a
+        single one), and ``subok``, which changes nothing.
 
     Returns
     -------
     array
-        Of the library of the first array.
+        Of the library of the first array. Where ``where`` is False it holds what ``out`` has held; anything if there is none.
 
     Raises
     ------
@@ -89,40 +91,89 @@ def call(name: str, operands: tuple[Any, ...], out: Any = None, kwargs: dict[str
     ValueError
         If shapes do not fit.
     """
-    dtype = None
-    for keyword, value in (kwargs or {}).items():
-        if keyword != "dtype":
-            raise TypeError(f"{name}: {keyword} is not available for arrays on a CUDA device")
-        dtype = None if value is None else np.dtype(value).name
-    with Work(name, dict(zip(OPERATIONS[name].inputs, operands, strict=True)), {"out": out}) as work:
-        result = calculate(work, name, dtype)
-    return work.result(result)
-
-
-def calculate(work: Work, name: str, dtype: str | None = None) -> DeviceArray:
-    """Run an operation on the operands of `work`, in the type `dtype` if one is prescribed, into its ``out`` or a new array."""
-    operation = OPERATIONS[name]
-    given = [work.arrays.get(n, work.numbers.get(n)) for n in operation.inputs]
-    kinds = tuple(map(_kind, given))
-    calculated, shape, order = _result(name, kinds, dtype)
-    numbers = [None if isinstance(n, DeviceArray) else _bits(name, i, n, calculated[i]) for i, n in enumerate(given)]
-    result = work.arrays.get("out")
-    is_new = result is None
-    if result is None:
-        result = work.empty(shape, calculated[-1], order)
-    else:
-        check_output(name, result, calculated[-1], shape)
-    run(work, operation.formula or name, operation.arithmetic, calculated, given, numbers, result, is_new)
+    given = dict(zip(OPERATIONS[name].inputs, operands, strict=True))
+    options = _DEFAULTS
+    if kwargs:
+        options, where = _options(name, kwargs)
+        if where is not None:
+            given["where"] = where
+    (result,) = plans.run(name, given, {"out": out}, _write, name, options)
     return result
 
 
+def _options(name: str, kwargs: Mapping[str, Any]) -> tuple[Options, Any]:
+    """The keyword arguments, and a ``where`` that is an array."""
+    options, mask = _DEFAULTS, None
+    for keyword, value in kwargs.items():
+        if keyword == "dtype":
+            options = options._replace(dtype=None if value is None else np.dtype(value).name)
+        elif keyword == "casting":
+            if value not in _RULES:
+                raise ValueError(f"{name}: casting must be one of {_RULES}, not {value!r}")
+            options = options._replace(casting=value)
+        elif keyword == "order":
+            if value not in ("C", "F", "A", "K"):
+                raise ValueError(f"{name}: order must be one of 'C', 'F', 'A' and 'K', not {value!r}")
+            options = options._replace(order=value)
+        elif keyword == "where":
+            if type(value) in (bool, np.bool_) or (type(value) is np.ndarray and value.shape == () and value.dtype == bool):
+                options = options._replace(anywhere=bool(value))
+            else:
+                mask = value
+        elif keyword != "subok":
+            raise TypeError(f"{name}: {keyword} is not available for arrays on a CUDA device")
+    return options, mask
+
+
+_RULES = ("no", "equiv", "safe", "same_kind", "unsafe")
+
+
+def _write(draft: Draft, name: str, options: Options) -> tuple[DeviceArray]:
+    return (calculate(draft, name, options),)
+
+
+def calculate(draft: Draft, name: str, options: Options = _DEFAULTS) -> DeviceArray:
+    """Run an operation on the operands of a draft, into its ``out`` or a new array."""
+    operation = OPERATIONS[name]
+    given = {n: draft.arrays[n] for n in (*operation.inputs, "where") if n in draft.arrays}
+    fault = faults.shapes_fault(name, {n: array.shape for n, array in given.items()})
+    if fault is not None:
+        raise fault
+    for n, array in given.items():
+        _refuse_unaligned(name, n, array)
+    shape = np.broadcast_shapes(*(array.shape for array in given.values()))
+    calculated = _types(name, {n: given[n].dtype if n in given else draft.numbers[n] for n in operation.inputs}, options)
+    result = draft.arrays.get("out")
+    is_new = result is None
+    if result is None:
+        result = draft.empty(shape, calculated[-1], _order(options.order, shape, list(given.values())))
+    else:
+        check_output(name, result, calculated[-1], shape, options.casting)
+    if not options.anywhere:
+        return result
+    operands: list[Operand] = []
+    for n, dtype in zip(operation.inputs, calculated, strict=False):
+        operands.append(given.get(n, Number(n, partial(_bits, name, n, dtype))))
+    formula, where = operation.formula or name, given.get("where")
+    if where is None:
+        run(draft, formula, operation.arithmetic, calculated, operands, result, is_new)
+        return result
+    whole = draft.empty(result.shape, calculated[-1])
+    run(draft, formula, operation.arithmetic, calculated, operands, whole, True)
+    run(draft, SELECT, False, ("uint8", *[result.dtype] * 3), [where, whole, result], result)
+    return result
+
+
+Operand = DeviceArray | Number
+"""An array, or the bits of a number as a signed word."""
+
+
 def run(
-    work: Work,
+    work: Draft | Work,
     formula: str,
     arithmetic: bool,
     calculated: tuple[str, ...],
-    operands: Sequence[Any],
-    numbers: Sequence[int | None],
+    operands: Sequence[Operand],
     result: DeviceArray,
     is_new: bool = False,
 ) -> None:
@@ -130,102 +181,113 @@ def run(
 
     Parameters
     ----------
-    work : Work
+    work : Draft or Work
         The call.
     formula : str
-        Its name in `fastrelu.kernels.formulas`; "" copies.
+        Its name in `fastrelu.kernels.formulas`, or SELECT.
     arithmetic : bool
         Whether it calculates rather than selects.
     calculated : tuple of str
         The types of its operands and its result.
-    operands : sequence of DeviceArray
-        Its operands; of a number, anything.
-    numbers : sequence of int or None
-        The bits of each operand that is a number, as a signed word; None for an array.
+    operands : sequence of DeviceArray or Number
+        Its operands.
     result : DeviceArray
         Where to put the result, of any type.
     is_new : bool, optional
         Whether nothing else is known to lie there.
     """
-    layouts = tuple(None if n is not None else _layout(o) for o, n in zip(operands, numbers, strict=True))
-    places = [o.pointer if n is None else n for o, n in zip(operands, numbers, strict=True)]
     target = result
-    if not is_new and any(_disturbs(result, o) for o, n in zip(operands, numbers, strict=True) if n is None):
+    if not is_new and any(_disturbs(result, operand) for operand in operands if isinstance(operand, DeviceArray)):
         target = work.empty(result.shape, result.dtype)
-    _launch(work, formula, arithmetic, calculated, layouts, places, target)
+    _launch(work, formula, arithmetic, calculated, operands, target)
     if target is not result:
-        _launch(work, "", False, (result.dtype, result.dtype), (_layout(target),), [target.pointer], result)
+        copy(work, target, result)
+
+
+def copy(work: Draft | Work, source: DeviceArray, target: DeviceArray) -> None:
+    """Copy an array into another, to whose shape it broadcasts, which has a type of its own and no memory of the first."""
+    _launch(work, "", False, (target.dtype, target.dtype), [source], target)
 
 
 def _launch(
-    work: Work,
+    work: Draft | Work,
     formula: str,
     arithmetic: bool,
     calculated: tuple[str, ...],
-    layouts: tuple[Any, ...],
-    places: list[int],
+    operands: Sequence[Operand],
     result: DeviceArray,
 ) -> None:
-    """Put a formula into `result`; `places` are the addresses of operands, and the bits of those without a layout."""
-    plan = _plan(formula, arithmetic, calculated, layouts, _layout(result))
-    if plan is not None:
-        shifted = [place + start for place, start in zip((*places, result.pointer), plan.starts, strict=True)]
-        plan.kernel.launch(work.device, work.stream, (plan.blocks, 1, 1), *plan.before, *shifted, *plan.after)
+    layouts = tuple(_layout(operand) if isinstance(operand, DeviceArray) else None for operand in operands)
+    sweep = _sweep(formula, arithmetic, calculated, layouts, _layout(result))
+    if sweep is not None:
+        places = [
+            operand.pointer + start if isinstance(operand, DeviceArray) else operand
+            for operand, start in zip((*operands, result), sweep.starts, strict=True)
+        ]
+        work.launch(sweep.kernel, (sweep.blocks, 1, 1), *sweep.before, *places, *sweep.after)
+
+
+class _Launch(NamedTuple):
+    """A launch, but for the addresses and the bits of numbers, which come after what is `before`.
+
+    Attributes
+    ----------
+    starts
+        What is added to addresses; 0 for a number.
+    """
+
+    kernel: Kernel
+    blocks: int
+    before: tuple[int, ...]
+    starts: tuple[int, ...]
+    after: tuple[int, ...]
 
 
 def _layout(array: DeviceArray) -> Layout:
     return Layout(array.dtype, array.shape, array.strides, array.pointer % PACKET)
 
 
-def _kind(operand: Any) -> Operand:
-    if isinstance(operand, DeviceArray):
-        return _layout(operand)
-    return type(operand).__name__ if type(operand) in (int, float) else str(operand.dtype.name)
-
-
 def _disturbs(result: DeviceArray, operand: DeviceArray) -> bool:
     """Whether writing the result element by element may change what is yet to be read."""
-    (first, end), (its_first, its_end) = _span(_layout(result)), _span(_layout(operand))
-    apart = operand.pointer - result.pointer
-    if first >= its_end + apart or its_first + apart >= end:
+    if not result.may_overlap(operand):
         return False
-    if apart or result.itemsize != operand.itemsize:
+    if operand.pointer != result.pointer or result.itemsize != operand.itemsize:
         return True
     strides = broadcast_strides(operand.shape, operand.strides, result.shape)
     return any(a != b for a, b, n in zip(strides, result.strides, result.shape, strict=True) if n > 1)
 
 
-@lru_cache(maxsize=4096)
-def _span(array: Layout) -> tuple[int, int]:
-    """Where an array begins and ends, relative to its first element."""
-    if 0 in array.shape:
-        return 0, 0
-    ends = [(length - 1) * stride for length, stride in zip(array.shape, array.strides, strict=True)]
-    return sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends) + ITEMSIZES[array.dtype]
+def _order(order: str, shape: tuple[int, ...], operands: list[DeviceArray]) -> tuple[int, ...] | None:
+    """The axes of a new array, the one with the longest steps first; None as they come."""
+    if order == "K":
+        full = next((operand for operand in operands if operand.shape == shape), None)
+        return None if full is None else order_of(shape, full.strides)
+    reverse = tuple(reversed(range(len(shape))))
+    if order == "A":
+        order = "F" if all(_is_fortran(operand) for operand in operands) else "C"
+    return reverse if order == "F" else None
 
 
-@lru_cache(maxsize=4096)
-def _result(name: str, operands: tuple[Operand, ...], dtype: str | None) -> _Result:
-    """Types, shape and order of the axes of the result, by NumPy's rules."""
+def _is_fortran(array: DeviceArray) -> bool:
+    """Whether the elements lie side by side in the order of Fortran, and of C only where both are one."""
+    turned = replace(array, shape=array.shape[::-1], strides=array.strides[::-1])
+    return turned.is_contiguous and (array.ndim < 2 or not array.is_contiguous)
+
+
+def _types(name: str, given: dict[str, str], options: Options) -> tuple[str, ...]:
+    """The types of an operation's operands and its result, by NumPy's rules; `given` are those of the operands as they come."""
     operation = OPERATIONS[name]
-    shapes = {n: o.shape for n, o in zip(operation.inputs, operands, strict=True) if isinstance(o, Layout)}
-    fault = faults.shapes_fault(name, shapes)
-    if fault is not None:
-        raise fault
-    for n, o in zip(operation.inputs, operands, strict=True):
-        if isinstance(o, Layout):
-            _refuse_unaligned(name, n, o)
-    shape = np.broadcast_shapes(*shapes.values())
-    names = [o.dtype if isinstance(o, Layout) else o for o in operands]
-    element = dtype if dtype is not None else _element(name, names)
-    if dtype is not None:
-        element_of(operation, [type(numpy_type(name, dtype))], True)
+    if options.dtype is None:
+        element = _element(name, list(given.values()))
+    else:
+        element = options.dtype
+        element_of(operation, [type(numpy_type(name, element))], True)
     calculated = operation.loop(element, 0).dtypes
-    for operand, its, to in zip(operation.inputs, names, calculated, strict=False):
-        if its not in ("int", "float") and not _casts(name, its, to):
-            raise TypeError(f"{name}: {operand} must have a type that becomes {to} by casting rule 'same_kind', not {its}")
-    full = next((o for o in operands if isinstance(o, Layout) and o.shape == shape), None)
-    return _Result(calculated, shape, None if full is None else order_of(shape, full.strides))
+    for (operand, its), to in zip(given.items(), calculated, strict=False):
+        if its not in ("int", "float") and not _casts(name, its, to, options.casting):
+            rule = f"by casting rule {options.casting!r}"
+            raise TypeError(f"{name}: {operand} must have a type that becomes {to} {rule}, not {its}")
+    return calculated
 
 
 def _element(name: str, names: list[str]) -> str:
@@ -233,11 +295,8 @@ def _element(name: str, names: list[str]) -> str:
     operation = OPERATIONS[name]
     if len(set(names)) == 1 and names[0] in operation.dtypes:  # bfloat16 by itself does not need ml_dtypes
         return names[0]
-    classes = [
-        PythonNumber(int if n == "int" else float) if n in ("int", "float") else type(numpy_type(name, n)) for n in names
-    ]
     try:
-        return element_of(operation, classes, False)
+        return element_of(operation, [type_of(name, its) for its in names], False)
     except np.exceptions.DTypePromotionError:
         raise TypeError(f"{name}: the types {' and '.join(dict.fromkeys(names))} have none in common") from None
 
@@ -246,6 +305,14 @@ class PythonNumber(NamedTuple):
     """The type of a Python number, as NumPy hands it to a promoter."""
 
     type: type
+
+
+def type_of(name: str, dtype: str) -> Any:
+    """The type of an array, or of a Python number ("int" and "float"), as NumPy hands it to a promoter."""
+    return PythonNumber(_PYTHON[dtype]) if dtype in _PYTHON else type(numpy_type(name, dtype))
+
+
+_PYTHON = {"int": int, "float": float}
 
 
 def numpy_type(name: str, dtype: str) -> np.dtype[Any]:
@@ -259,48 +326,45 @@ def numpy_type(name: str, dtype: str) -> np.dtype[Any]:
     return np.dtype(dtype)
 
 
-def _casts(name: str, source: str, target: str) -> bool:
+def _casts(name: str, source: str, target: str, rule: str) -> bool:
+    """Whether a type becomes another by a casting rule."""
     if source == target:
         return True
-    return bool(np.can_cast(numpy_type(name, source), numpy_type(name, target), "same_kind"))
+    allowed = np.can_cast(numpy_type(name, source), numpy_type(name, target), rule)  # type: ignore[arg-type]
+    if allowed and source in FLOATS and target not in FLOATS:
+        raise TypeError(f"{name}: floats become no integers on a CUDA device, by casting rule {rule!r} neither")
+    return bool(allowed)
 
 
-def check_output(name: str, out: DeviceArray, dtype: str, shape: tuple[int, ...]) -> None:
+def check_output(name: str, out: DeviceArray, dtype: str, shape: tuple[int, ...], rule: str = "same_kind") -> None:
     """TypeError or ValueError if a result of a type and a shape does not fit into `out`."""
-    _check_output(name, _layout(out), dtype, shape)
-
-
-@lru_cache(maxsize=4096)
-def _check_output(name: str, out: Layout, dtype: str, shape: tuple[int, ...]) -> None:
     fault = faults.shapes_fault(name, {"operands": shape, "out": out.shape})
     if fault is not None or np.broadcast_shapes(out.shape, shape) != out.shape:
         raise ValueError(f"{name}: out must have shape {shape} or one that it broadcasts to, not {out.shape}")
-    if not _casts(name, dtype, out.dtype):
-        raise TypeError(f"{name}: out must have a type that takes {dtype} by casting rule 'same_kind', not {out.dtype}")
+    if not _casts(name, dtype, out.dtype, rule):
+        raise TypeError(f"{name}: out must have a type that takes {dtype} by casting rule {rule!r}, not {out.dtype}")
     if any(stride == 0 and length > 1 for stride, length in zip(out.strides, out.shape, strict=True)):
         raise ValueError(f"{name}: out must have an element of its own in every place, and repeats some along an axis")
     _refuse_unaligned(name, "out", out)
 
 
-def _refuse_unaligned(name: str, operand: str, array: Layout) -> None:
-    if any(place % ITEMSIZES[array.dtype] for place in (array.offset, *array.strides)):
+def _refuse_unaligned(name: str, operand: str, array: DeviceArray) -> None:
+    if any(place % array.itemsize for place in (array.pointer, *array.strides)):
         raise ValueError(f"{name}: {operand} must have elements that are aligned to their size")
 
 
-def _bits(name: str, i: int, number: Any, dtype: str) -> int:
+def _bits(name: str, operand: str, dtype: str, number: Any) -> int:
     """The bits of a number as one of the type `dtype`, read as a signed word."""
     try:
         bits = bits_of(number, dtype)
     except OverflowError:
-        operand = OPERATIONS[name].inputs[i]
         raise OverflowError(f"{name}: {operand} must be within the range of {dtype}, not {number}") from None
     return bits - (bits >> 63 << 64)
 
 
-@lru_cache(maxsize=4096)
-def _plan(
+def _sweep(
     formula: str, arithmetic: bool, calculated: tuple[str, ...], operands: tuple[Layout | None, ...], result: Layout
-) -> _Plan | None:
+) -> _Launch | None:
     """The kernel for operands (None for a number) and a result, and all its arguments but the addresses; None if there is
     nothing to do.
     """
@@ -337,7 +401,7 @@ def _plan(
     blocks = max(1, min(BLOCKS, -(-items // spec.tile)))
     shifts = iter(starts)
     places = tuple(0 if o is None else next(shifts) for o in (*operands, result))
-    return _Plan(kernel(spec), blocks, tuple(before), places, tuple(after))
+    return _Launch(kernel(spec), blocks, tuple(before), places, tuple(after))
 
 
 def _spec(

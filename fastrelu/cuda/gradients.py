@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from fastrelu import faults
-from fastrelu.cuda import elementwise
-from fastrelu.cuda.arrays import DeviceArray, Work
+from fastrelu.cuda import elementwise, plans
+from fastrelu.cuda.arrays import DeviceArray
 from fastrelu.cuda.kernels.linear import Result
 from fastrelu.cuda.layout import broadcast_strides
-from fastrelu.cuda.linear import common_type, number_for, refuse_keywords, refuse_unaligned
+from fastrelu.cuda.linear import common_type, parameter, refuse_keywords, refuse_unaligned
+from fastrelu.cuda.plans import Draft
 from fastrelu.cuda.products import MOST, NOTHING, Gradient, Matrix, run, sum_rows
 from fastrelu.device import check_precision
+from fastrelu.gradients import check_shapes
 from fastrelu.operations import GRADIENTS, backward
 
 _CORES = {"dy": 2, "y": 2, "x": 2, "w": 2, "alpha": 0, "dx": 2, "dw": 2, "db": 1}
@@ -63,78 +65,81 @@ def call(
     precision = check_precision(name, kwargs)
     refuse_keywords(name, kwargs)
     places = {f"out for {gradient}": array for gradient, array in outputs.items()}
-    with Work(name, operands, places) as work:
-        work.precision = precision
-        given: dict[str, DeviceArray] = {o: work.arrays[o] for o in ("dy", "y", "x", "w") if o in work.arrays}
-        held = {g: work.arrays[f"out for {g}"] for g in wanted if f"out for {g}" in work.arrays}
-        is_mask = name == "linear_relu_backward" and given["y"].dtype == "uint8"
-        shapes = _check_shapes(name, work, given, held, is_mask)
-        operation = backward(name, is_mask, GRADIENTS, tuple(g for g in GRADIENTS if g in accumulate))
-        dtype = common_type(operation, work, {**given, **{g: held[g] for g in accumulate}}, given["dy"])
-        refuse_unaligned(name, work)
-        results, targets = {}, {}
-        for gradient in wanted:
-            results[gradient] = result = held.get(gradient) or work.empty(shapes[gradient], dtype)
-            others = [array for key, array in work.arrays.items() if array is not result]
-            targets[gradient] = result
-            if gradient in held and (result.dtype != dtype or any(map(result.may_overlap, others))):
-                targets[gradient] = target = work.empty(result.shape, dtype)
-                if gradient in accumulate:
-                    elementwise.run(work, "", False, (dtype, dtype), [result], [None], target)
-        pass_ = _Pass(work, operation.formula, is_mask, dtype, accumulate)
-        if "w" in given and given["w"].ndim > 2:
-            pass_.batches(given, targets)
-        else:
-            pass_.rows(given, targets)
-        for gradient, target in targets.items():
-            if target is not results[gradient]:
-                to = results[gradient]
-                elementwise.run(work, "", False, (to.dtype, to.dtype), [target], [None], to)
-    dx, dw, db = (work.result(results[g]) if g in results else None for g in GRADIENTS)
-    return dx, dw, db
+    found = dict(zip(wanted, plans.run(name, operands, places, _write, name, wanted, accumulate, precision), strict=True))
+    return found.get("dx"), found.get("dw"), found.get("db")
+
+
+def _write(
+    draft: Draft, name: str, wanted: tuple[str, ...], accumulate: tuple[str, ...], precision: str
+) -> tuple[DeviceArray, ...]:
+    """The gradients that are wanted."""
+    draft.precision = precision
+    given: dict[str, DeviceArray] = {o: draft.arrays[o] for o in ("dy", "y", "x", "w") if o in draft.arrays}
+    held = {g: draft.arrays[f"out for {g}"] for g in wanted if f"out for {g}" in draft.arrays}
+    is_mask = name == "linear_relu_backward" and "y" in given and given["y"].dtype == "uint8"
+    shapes = _shapes(name, draft, given, held, is_mask)
+    operation = backward(name, is_mask, GRADIENTS, tuple(g for g in GRADIENTS if g in accumulate))
+    dtype = common_type(operation, draft, {**given, **{g: held[g] for g in accumulate}}, given["dy"])
+    refuse_unaligned(name, draft)
+    results, targets = {}, {}
+    for gradient in wanted:
+        results[gradient] = result = held.get(gradient) or draft.empty(shapes[gradient], dtype)
+        others = [array for array in draft.arrays.values() if array is not result]
+        targets[gradient] = result
+        if gradient in held and (result.dtype != dtype or any(map(result.may_overlap, others))):
+            targets[gradient] = target = draft.empty(result.shape, dtype)
+            if gradient in accumulate:
+                elementwise.copy(draft, result, target)
+    pass_ = _Pass(draft, operation.formula, is_mask, dtype, accumulate)
+    if "w" in given and given["w"].ndim > 2:
+        pass_.batches(given, targets)
+    else:
+        pass_.rows(given, targets)
+    for gradient, target in targets.items():
+        if target is not results[gradient]:
+            elementwise.copy(draft, target, results[gradient])
+    return tuple(results[gradient] for gradient in wanted)
 
 
 class _Pass:
     """The products of one call."""
 
-    def __init__(self, work: Work, formula: str, is_mask: bool, dtype: str, accumulate: tuple[str, ...]) -> None:
-        self.work, self.formula, self.is_mask, self.accumulate = work, formula, is_mask, accumulate
-        alpha = work.arrays.get("alpha")
-        self.alpha = number_for(work.numbers.get("alpha", 0.0), dtype)
+    def __init__(self, draft: Draft, formula: str, is_mask: bool, dtype: str, accumulate: tuple[str, ...]) -> None:
+        self.draft, self.formula, self.is_mask, self.accumulate = draft, formula, is_mask, accumulate
+        alpha = draft.arrays.get("alpha")
+        self.alpha = parameter(draft, dtype)
         self.result = Result(dtype, alpha="" if alpha is None else alpha.dtype)
 
     def rows(self, given: dict[str, DeviceArray], targets: dict[str, DeviceArray]) -> None:
         """All leading axes are one batch, in their order."""
-        work = self.work
+        draft = self.draft
         matrices: dict[str, Matrix] = {}
         late: list[tuple[DeviceArray, DeviceArray]] = []
-        kept: list[DeviceArray] = []  # their memory goes back when the last record of it dies
         for name, array in {**given, **targets}.items():
             if name in ("w", "dw", "db"):
                 row = array.strides[-2] if name != "db" else 0
             else:
                 step = _row_step(array)
                 if step is None:
-                    copy = work.empty(array.shape, array.dtype)
-                    kept.append(copy)
+                    copy = draft.empty(array.shape, array.dtype)
                     if name != "dx" or "dx" in self.accumulate:
-                        elementwise.run(work, "", False, (array.dtype,) * 2, [array], [None], copy)
+                        elementwise.copy(draft, array, copy)
                     if name == "dx":
                         late.append((copy, array))
                     array, step = copy, _row_step(copy)
                 row = step or 0
             matrices[name] = Matrix(array.pointer, row, array.strides[-1], array.dtype)
-        alpha = work.arrays.get("alpha")
+        alpha = draft.arrays.get("alpha")
         k = given["w"].shape[0] if "w" in given else given["x"].shape[-1] if "x" in given else 0
         m, n = math.prod(given["dy"].shape[:-1]), given["dy"].shape[-1]
         self._run(matrices, NOTHING if alpha is None else Matrix(alpha.pointer, 0, 0, alpha.dtype), m, k, n)
         for copy, array in late:
-            elementwise.run(work, "", False, (array.dtype,) * 2, [copy], [None], array)
+            elementwise.copy(draft, copy, array)
 
     def batches(self, given: dict[str, DeviceArray], targets: dict[str, DeviceArray]) -> None:
         """A product for each matrix of the batch of w and the others."""
         arrays = {**given, **targets}
-        alpha = self.work.arrays.get("alpha")
+        alpha = self.draft.arrays.get("alpha")
         if alpha is not None:
             arrays["alpha"] = alpha
         cores = {name: array.ndim - _CORES[name] for name, array in arrays.items()}
@@ -154,7 +159,7 @@ class _Pass:
             self._run(matrices, matrices.get("alpha", NOTHING), m, k, n)
 
     def _run(self, matrices: dict[str, Matrix], alphas: Matrix, m: int, k: int, n: int) -> None:
-        work, dy = self.work, matrices["dy"]
+        draft, dy = self.draft, matrices["dy"]
         gradient = None
         if self.formula:
             y = matrices["y"]
@@ -162,11 +167,11 @@ class _Pass:
         options: dict[str, Any] = {"alpha": self.alpha, "alphas": alphas}
         results = {g: replace(self.result, adds=g in self.accumulate) for g in GRADIENTS}
         if "dx" in matrices:
-            run(work, (m, n, k), dy, matrices["w"].T, matrices["dx"], results["dx"], x_gradient=gradient, **options)
+            run(draft, (m, n, k), dy, matrices["w"].T, matrices["dx"], results["dx"], x_gradient=gradient, **options)
         if "dw" in matrices:
-            run(work, (k, m, n), matrices["x"].T, dy, matrices["dw"], results["dw"], w_gradient=gradient, **options)
+            run(draft, (k, m, n), matrices["x"].T, dy, matrices["dw"], results["dw"], w_gradient=gradient, **options)
         if "db" in matrices:
-            sum_rows(work, (m, n), dy, matrices["db"], results["db"], gradient=gradient, **options)
+            sum_rows(draft, (m, n), dy, matrices["db"], results["db"], gradient=gradient, **options)
 
 
 def _row_step(array: DeviceArray) -> int | None:
@@ -187,20 +192,18 @@ def _row_step(array: DeviceArray) -> int | None:
     return step
 
 
-def _check_shapes(
-    base: str, work: Work, given: dict[str, DeviceArray], held: dict[str, DeviceArray], is_mask: bool
+def _shapes(
+    base: str, draft: Draft, given: dict[str, DeviceArray], held: dict[str, DeviceArray], is_mask: bool
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of the gradients; a ValueError if those of the arrays do not fit."""
-    from fastrelu.gradients import _check_shapes as check
-
     for operand in ("dy", "y", "x", "w"):
-        if operand in work.numbers:
+        if operand in draft.numbers:
             raise ValueError(f"{base}: {operand} must be an array on the device, not a number")
-    check(base, given, held, is_mask)
+    check_shapes(base, given, held, is_mask)
     dy, w, x = given["dy"].shape, given["w"].shape if "w" in given else None, given["x"].shape if "x" in given else None
     n = dy[-1]
     k = w[-2] if w is not None else x[-1] if x is not None else 0
-    alpha = work.arrays["alpha"].shape if "alpha" in work.arrays else ()
+    alpha = draft.arrays["alpha"].shape if "alpha" in draft.arrays else ()
     if w is None or len(w) == 2:
         if alpha:
             raise ValueError(f"{base}: alpha must be a single value, not of shape {alpha}")

@@ -52,10 +52,13 @@ def _sent(base: str, name: str, value: Any, device: int) -> Any:
     """An operand on the device, if it is more than a number."""
     if value is None or np.ndim(value) == 0:
         return value
-    fault = faults.operand_fault(base, {name: value}, {})
-    if fault is not None:
+    array = np.asarray(value)
+    if name == "where":
+        if array.dtype != bool:
+            raise TypeError(f"{base}: where must be of type bool, not {array.dtype}")
+    elif (fault := faults.operand_fault(base, {name: value}, {})) is not None:
         raise fault
-    return _copy_of(np.asarray(value), device)
+    return _copy_of(array, device)
 
 
 def _copy_of(array: ndarray, device: int) -> OwnedArray:

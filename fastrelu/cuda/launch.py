@@ -17,7 +17,7 @@ and whoever calls it gives the device, the stream, the blocks of the grid, and p
     double.launch(x.device, x.stream, (blocks, 1, 1), x.pointer, y.pointer, n)
 
 The function is compiled once a target, and loaded once a device. A launch takes no memory from the device and waits for
-nothing, so that it can be captured into a graph, though not the first one of a kernel, which loads it.
+nothing, so that it can be captured into a graph. The first one of a kernel takes a second, also while a stream is captured.
 
 `driver` is the only way to the hardware: tests put an object with the same methods there.
 """
@@ -25,9 +25,11 @@ nothing, so that it can be captured into a graph, though not the first one of a 
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from fastrelu.native.guard import lock
@@ -72,7 +74,7 @@ class Driver(Protocol):
     def load(self, device: int, kernel: Kernel) -> Any:
         """Make a kernel ready for a device; returns what `launch` takes."""
 
-    def launch(self, function: Any, grid: Grid, stream: int, arguments: tuple[Any, ...]) -> None:
+    def launch(self, function: Any, grid: Grid, stream: int, arguments: Sequence[Any]) -> None:
         """Put a kernel into a stream, for a grid of blocks, with one number for each argument."""
 
     def allocate(self, device: int, nbytes: int, stream: int) -> int:
@@ -92,6 +94,9 @@ class Driver(Protocol):
 
     def synchronize(self, device: int, stream: int) -> None:
         """Wait for what a stream has been told so far."""
+
+    def aside(self, device: int) -> AbstractContextManager[int]:
+        """A stream for work that becomes part of no graph, though one may be captured; at the end it is waited for."""
 
 
 driver: Driver | None = None
@@ -174,11 +179,17 @@ class Kernel:
         if 0 in grid:
             return
         using = driver or active()
+        using.launch(self.on(using, device), grid, stream, arguments)
+
+    def on(self, using: Driver, device: int) -> Any:
+        """The kernel as a driver launches it on a device; compiled and loaded if it has not been before."""
         function = self._loaded.get((using, device))
         if function is None:
             with lock:
-                function = self._loaded[using, device] = using.load(device, self)
-        using.launch(function, grid, stream, arguments)
+                function = self._loaded.get((using, device))
+                if function is None:
+                    function = self._loaded[using, device] = using.load(device, self)
+        return function
 
 
 class _Function:
@@ -211,12 +222,21 @@ def _letter(argument: Any) -> str:
 
 
 class CudaDriver:
-    """NVIDIA's driver, through cuda-bindings."""
+    """NVIDIA's driver, through cuda-bindings.
 
-    def __init__(self) -> None:
-        from cuda.bindings import driver as api
+    Parameters
+    ----------
+    api : module, optional
+        What stands in for ``cuda.bindings.driver``.
+    """
 
+    def __init__(self, api: Any = None) -> None:
+        if api is None:
+            from cuda.bindings import driver
+
+            api = driver
         self._api = api
+        self._process = os.getpid()
         self._contexts: dict[int, Any] = {}
         try:
             error, *_ = api.cuInit(0)
@@ -269,7 +289,7 @@ class CudaDriver:
         ptx, name = kernel.ptx(target)
         # A device that is newer than all targets gets what its driver makes of the PTX.
         code = link(ptx, target) if target[:2] == capability else ptx.encode() + b"\0"
-        with self._on(device):
+        with self._on(device), self._amid_captures():
             library = self._call(api.cuLibraryLoadData, code, None, None, 0, None, None, 0)
             loaded = self._call(api.cuLibraryGetKernel, library, name.encode())
             if kernel.shared > _FREE_SHARED_MEMORY:
@@ -280,7 +300,7 @@ class CudaDriver:
         # The library's kernel, which the driver takes in place of a function, runs in every context of the device.
         return _Function(api.CUfunction(int(loaded)), device, kernel)
 
-    def launch(self, function: _Function, grid: Grid, stream: int, arguments: tuple[Any, ...]) -> None:
+    def launch(self, function: _Function, grid: Grid, stream: int, arguments: Sequence[Any]) -> None:
         api, room = self._api, function.room
         struct.pack_into(function.format, room.values, 0, *arguments)
         call = (function.handle, *grid, *function.block, function.shared, stream, room.address, 0)
@@ -296,7 +316,7 @@ class CudaDriver:
             return int(self._call(self._api.cuMemAllocAsync, nbytes, stream)) if nbytes else 0
 
     def free(self, device: int, pointer: int, stream: int) -> None:
-        if pointer:
+        if pointer and os.getpid() == self._process:  # a forked child has no part in the memory
             with self._on(device):
                 self._call(self._api.cuMemFreeAsync, pointer, stream)
 
@@ -324,6 +344,17 @@ class CudaDriver:
         with self._on(device):
             self._call(self._api.cuStreamSynchronize, stream)
 
+    @contextmanager
+    def aside(self, device: int) -> Iterator[int]:
+        api = self._api
+        with self._on(device), self._amid_captures():
+            stream = self._call(api.cuStreamCreate, api.CUstream_flags.CU_STREAM_NON_BLOCKING)
+            try:
+                yield int(stream)
+                self._call(api.cuStreamSynchronize, stream)
+            finally:
+                self._call(api.cuStreamDestroy, stream)
+
     def _attribute(self, device: int, name: str) -> int:
         attribute = getattr(self._api.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
         return int(self._call(self._api.cuDeviceGetAttribute, attribute, device))
@@ -334,9 +365,23 @@ class CudaDriver:
             self._contexts[device] = self._call(self._api.cuDevicePrimaryCtxRetain, device)
         return _Context(self, self._contexts[device])
 
+    @contextmanager
+    def _amid_captures(self) -> Iterator[None]:
+        """Lets this thread do for a while what is forbidden while a stream is captured, and becomes no part of the graph."""
+        api = self._api
+        before = self._call(api.cuThreadExchangeStreamCaptureMode, api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
+        try:
+            yield
+        finally:
+            self._call(api.cuThreadExchangeStreamCaptureMode, before)
+
     def _call(self, function: Any, *arguments: Any) -> Any:
         error, *values = function(*arguments)
         if error:
+            if os.getpid() != self._process:
+                raise RuntimeError(
+                    "CUDA cannot be used in a process forked from one that had used it: start processes by 'spawn'"
+                )
             kind = MemoryError if error == self._api.CUresult.CUDA_ERROR_OUT_OF_MEMORY else RuntimeError
             raise kind(f"CUDA: {function.__name__}: {self._text(error)}")
         return values[0] if values else None

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fastrelu import faults
-from fastrelu.cuda import elementwise
-from fastrelu.cuda.arrays import DeviceArray, Work
-from fastrelu.cuda.kernels.linear import Result, sums_of
+from fastrelu.cuda import elementwise, plans
+from fastrelu.cuda.arrays import DeviceArray
+from fastrelu.cuda.kernels.linear import Result
 from fastrelu.cuda.kernels.mask import mask as mask_kernel
+from fastrelu.cuda.kernels.operands import sums_of
 from fastrelu.cuda.layout import broadcast_strides, shared_axes
+from fastrelu.cuda.plans import Draft, Number
 from fastrelu.cuda.products import MOST, NOTHING, Matrix, run
 from fastrelu.device import check_precision
 from fastrelu.operations import LAYERS, Backward, Layer
@@ -54,30 +57,35 @@ def call(name: str, x: Any, w: Any, b: Any, alpha: Any, out: Any, mask: Any, kwa
     """
     precision = check_precision(name, kwargs)
     refuse_keywords(name, kwargs)
-    operation = LAYERS[name if b is not None else f"{name}_no_bias"]
-    with Work(name, {"x": x, "w": w, "b": b, "alpha": alpha}, {"out": out, "mask": mask}) as work:
-        work.precision = precision
-        shapes = {o: work.arrays[o].shape if o in work.arrays else () for o in operation.inputs}
-        batch, (k, n) = _check_shapes(name, operation, shapes, work)
-        dtype = common_type(operation, work)
-        refuse_unaligned(name, work)
-        given = work.arrays.get("out")
-        if given is None:
-            y = work.empty((*batch, n), dtype)
-        else:
-            elementwise.check_output(name, given, dtype, (*batch, n))
-            batch, y = given.shape[:-1], given
-        operands = [work.arrays[o] for o in operation.inputs if o in work.arrays]
-        target = y
-        if y.dtype != dtype or any(y.may_overlap(array) for array in operands):
-            target = work.empty(y.shape, dtype)
-        _products(work, operation, batch, k, n, dtype, target)
-        bits = work.arrays.get("mask")
-        if bits is not None:
-            _write_mask(work, batch, n, target, bits)
-        if target is not y:
-            elementwise.run(work, "", False, (y.dtype, y.dtype), [target], [None], y)
-    return work.result(y) if bits is None else (work.result(y), work.result(bits))
+    operands, outputs = {"x": x, "w": w, "b": b, "alpha": alpha}, {"out": out, "mask": mask}
+    results = plans.run(name, operands, outputs, _write, name, b is not None, precision)
+    return results[0] if mask is None else results
+
+
+def _write(draft: Draft, name: str, has_bias: bool, precision: str) -> tuple[DeviceArray, ...]:
+    operation = LAYERS[name if has_bias else f"{name}_no_bias"]
+    draft.precision = precision
+    shapes = {o: draft.arrays[o].shape if o in draft.arrays else () for o in operation.inputs}
+    batch, (k, n) = _check_shapes(name, operation, shapes, draft)
+    dtype = common_type(operation, draft)
+    refuse_unaligned(name, draft)
+    given = draft.arrays.get("out")
+    if given is None:
+        y = draft.empty((*batch, n), dtype)
+    else:
+        elementwise.check_output(name, given, dtype, (*batch, n))
+        batch, y = given.shape[:-1], given
+    operands = [draft.arrays[o] for o in operation.inputs if o in draft.arrays]
+    target = y
+    if y.dtype != dtype or any(y.may_overlap(array) for array in operands):
+        target = draft.empty(y.shape, dtype)
+    _products(draft, operation, batch, k, n, dtype, target)
+    bits = draft.arrays.get("mask")
+    if bits is not None:
+        _write_mask(draft, batch, n, target, bits)
+    if target is not y:
+        elementwise.copy(draft, target, y)
+    return (y,) if bits is None else (y, bits)
 
 
 def refuse_keywords(name: str, kwargs: Mapping[str, Any]) -> None:
@@ -86,15 +94,18 @@ def refuse_keywords(name: str, kwargs: Mapping[str, Any]) -> None:
         raise TypeError(f"{name}: {keyword} is not available for arrays on a CUDA device")
 
 
-def refuse_unaligned(name: str, work: Work) -> None:
+def refuse_unaligned(name: str, draft: Draft) -> None:
     """A ValueError for an array whose elements the device cannot read."""
-    for operand, array in work.arrays.items():
+    for operand, array in draft.arrays.items():
         if any(place % array.itemsize for place in (array.pointer, *array.strides)):
             raise ValueError(f"{name}: {operand} must have elements that are aligned to their size")
 
 
 def common_type(
-    operation: Layer | Backward, work: Work, arrays: Mapping[str, DeviceArray] | None = None, missing: DeviceArray | None = None
+    operation: Layer | Backward,
+    draft: Draft,
+    arrays: Mapping[str, DeviceArray] | None = None,
+    missing: DeviceArray | None = None,
 ) -> str:
     """The type to calculate in, as on the CPU.
 
@@ -102,35 +113,33 @@ def common_type(
     ----------
     operation : Layer or Backward
         The operation.
-    work : Work
+    draft : Draft
         Its operands.
     arrays : mapping, optional
-        Those that are arrays, if they have other names in `work`.
+        Those that are arrays, if they have other names in `draft`.
     missing : DeviceArray, optional
         What stands for operands that are not given.
     """
-    arrays = work.arrays if arrays is None else {**work.arrays, **arrays}
-    classes = []
+    arrays = draft.arrays if arrays is None else {**draft.arrays, **arrays}
+    names = []
     for operand in operation.inputs:
-        number = work.numbers.get(operand)
-        if number is None:
-            dtype = arrays.get(operand, missing).dtype  # type: ignore[union-attr]  # operands of a layer are all given
-            classes.append(type(elementwise.numpy_type(operation.base, dtype)))
-        elif type(number) in (int, float):
-            classes.append(elementwise.PythonNumber(type(number)))  # type: ignore[arg-type]
-        else:
-            classes.append(type(number.dtype))
+        name = draft.numbers.get(operand)
+        names.append(name or arrays.get(operand, missing).dtype)  # type: ignore[union-attr]  # a layer's are all given
     try:
-        return element_of(operation, classes, False)
+        return element_of(operation, [elementwise.type_of(operation.base, name) for name in names], False)
     except np.exceptions.DTypePromotionError:
-        names = dict.fromkeys(array.dtype for operand, array in arrays.items() if operand in operation.inputs)
-        raise TypeError(f"{operation.base}: the types {' and '.join(names)} have none in common") from None
+        of_arrays = dict.fromkeys(array.dtype for operand, array in arrays.items() if operand in operation.inputs)
+        raise TypeError(f"{operation.base}: the types {' and '.join(of_arrays)} have none in common") from None
 
 
-def number_for(value: Any, dtype: str) -> float:
-    """A parameter that is no array, as a number of the type of the sums."""
+def parameter(draft: Draft, dtype: str) -> Number | float:
+    """Alpha as a number of the type of the sums; 0 if it is an array, or there is none."""
+    return Number("alpha", partial(_rounded, sums_of(dtype))) if "alpha" in draft.numbers else 0.0
+
+
+def _rounded(dtype: str, value: Any) -> float:
     with np.errstate(all="ignore"):
-        return float(np.dtype(sums_of(dtype)).type(value))
+        return float(np.dtype(dtype).type(value))
 
 
 def matrix(array: DeviceArray, row: int, column: int, offset: int = 0) -> Matrix:
@@ -182,28 +191,28 @@ def matrices(
     return m, [steps], offsets
 
 
-def _products(work: Work, operation: Layer, batch: tuple[int, ...], k: int, n: int, dtype: str, y: DeviceArray) -> None:
+def _products(draft: Draft, operation: Layer, batch: tuple[int, ...], k: int, n: int, dtype: str, y: DeviceArray) -> None:
     if y.size == 0:
         return
-    names = [operand for operand in operation.inputs if operand in work.arrays]
-    core = {"x": 1, "w": 2, "b": 1, "alpha": len(operation.alpha) > 2 and work.arrays.get("alpha", y).ndim > 0}
-    arrays = [*(work.arrays[operand] for operand in names), y]
+    names = [operand for operand in operation.inputs if operand in draft.arrays]
+    core = {"x": 1, "w": 2, "b": 1, "alpha": len(operation.alpha) > 2 and draft.arrays.get("alpha", y).ndim > 0}
+    arrays = [*(draft.arrays[operand] for operand in names), y]
     m, (steps,), turns = matrices(batch, arrays, [*(int(core[operand]) for operand in names), 1], names.index("w"))
     places = {operand: i for i, operand in enumerate(names)}
-    alpha = number_for(work.numbers.get("alpha", 0.0), dtype)
-    result = Result(dtype, operation.formula, work.arrays["alpha"].dtype if "alpha" in places else "")
-    x, w = work.arrays["x"], work.arrays["w"]
+    alpha = parameter(draft, dtype)
+    result = Result(dtype, operation.formula, draft.arrays["alpha"].dtype if "alpha" in places else "")
+    x, w = draft.arrays["x"], draft.arrays["w"]
 
     def rows_of(operand: str, offsets: tuple[int, ...]) -> Matrix:
         if operand not in places:
             return NOTHING
-        array, i = work.arrays[operand], places[operand]
+        array, i = draft.arrays[operand], places[operand]
         column = array.strides[-1] if core[operand] and array.shape[-1] != 1 else 0
         return matrix(array, steps[i], column, offsets[i])
 
     for offsets in turns:
         run(
-            work,
+            draft,
             (m, k, n),
             matrix(x, steps[0], x.strides[-1], offsets[0]),
             matrix(w, w.strides[-2], w.strides[-1], offsets[1]),
@@ -215,7 +224,7 @@ def _products(work: Work, operation: Layer, batch: tuple[int, ...], k: int, n: i
         )
 
 
-def _write_mask(work: Work, batch: tuple[int, ...], n: int, y: DeviceArray, bits: DeviceArray) -> None:
+def _write_mask(draft: Draft, batch: tuple[int, ...], n: int, y: DeviceArray, bits: DeviceArray) -> None:
     """Write the bits of y > 0."""
     if bits.size == 0:
         return
@@ -224,11 +233,11 @@ def _write_mask(work: Work, batch: tuple[int, ...], n: int, y: DeviceArray, bits
     grid = (min(-(-m * bits.shape[-1] // kernel.threads[0]), _MASK_BLOCKS), 1, 1)
     for first, target in turns:
         places = (y.pointer + first, steps[0], y.strides[-1], bits.pointer + target, steps[1], bits.strides[-1])
-        kernel.launch(work.device, work.stream, grid, *places, m, n)
+        draft.launch(kernel, grid, *places, m, n)
 
 
 def _check_shapes(
-    name: str, operation: Layer, shapes: dict[str, tuple[int, ...]], work: Work
+    name: str, operation: Layer, shapes: dict[str, tuple[int, ...]], draft: Draft
 ) -> tuple[tuple[int, ...], tuple[int, int]]:
     """The batch axes of a layer, and k and n; a ValueError if operands or the mask do not fit."""
     x, w = shapes["x"], shapes["w"]
@@ -252,11 +261,11 @@ def _check_shapes(
     batch = np.broadcast_shapes(*batches.values())
     if max(k, n) > MOST:
         raise ValueError(f"{name}: k and n must be at most {MOST} on a CUDA device, not {k} and {n}")
-    mask = work.arrays.get("mask")
+    mask = draft.arrays.get("mask")
     if mask is not None:
         if mask.dtype != "uint8":
             raise TypeError(f"{name}: mask must be an array of uint8, not {mask.dtype}")
-        out = work.arrays.get("out")
+        out = draft.arrays.get("out")
         allowed = (*(batch if out is None else out.shape[:-1]), -(-n // 8))
         if mask.shape != allowed:
             raise ValueError(f"{name}: mask must have shape {allowed}, not {mask.shape}")

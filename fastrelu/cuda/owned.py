@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy import ndarray
 
 from fastrelu.cuda import dlpack, launch
 
-ITEMSIZES = {"bfloat16": 2, **{name: np.dtype(name).itemsize for name in ("float16", "float32", "float64")}}
+ITEMSIZES = {"bool": 1, "bfloat16": 2, **{name: np.dtype(name).itemsize for name in ("float16", "float32", "float64")}}
 ITEMSIZES |= {f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 
@@ -42,7 +43,7 @@ class OwnedArray:
     ) -> None:
         self.shape, self.dtype, self.device, self.stream = shape, dtype, device, stream
         self.strides = ordered_strides(shape, ITEMSIZES[dtype], order)
-        self.nbytes = int(np.prod(shape, dtype=np.int64)) * ITEMSIZES[dtype]
+        self.nbytes = math.prod(shape) * ITEMSIZES[dtype]
         using = launch.active()
         self.pointer = using.allocate(device, self.nbytes, stream)
         self._readers: set[int] = set()
@@ -76,6 +77,11 @@ class OwnedArray:
         if copy or dl_device not in (None, self.__dlpack_device__()):
             raise BufferError(f"an OwnedArray lends its memory on CUDA device {self.device}: copy_to_host() makes a copy")
         waiting = 1 if stream is None else stream
+        if waiting == 0 or waiting < -1:  # 0 may mean either default stream
+            raise ValueError(
+                "stream must be a handle, 1 for the default stream, 2 for that of the thread, -1 for none or None, "
+                f"not {stream!r}"
+            )
         if waiting not in (-1, self.stream):  # -1 asks for no order
             launch.active().wait_for(self.device, waiting, self.stream)
             if self.has_lasting_readers:

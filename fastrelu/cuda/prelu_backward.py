@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-from fastrelu.cuda.arrays import DeviceArray, Work
+from fastrelu.cuda import plans
+from fastrelu.cuda.arrays import DeviceArray
 from fastrelu.cuda.elementwise import NARROW, calculate
 from fastrelu.cuda.kernels.places import divisors
 from fastrelu.cuda.kernels.prelu_backward import THREADS, BlockSums, block_sums, totals
 from fastrelu.cuda.launch import Kernel
 from fastrelu.cuda.layout import Axis, merged
 from fastrelu.cuda.owned import ITEMSIZES
+from fastrelu.cuda.plans import Draft
 from fastrelu.operations import FLOATS, KC
 
 Grad = tuple[str, tuple[int, ...], tuple[int, ...]]
 """Type, shape and strides of dy or x."""
 
 
-class _Plan(NamedTuple):
+class _Launch(NamedTuple):
     """The launch of the sums of blocks, but for the addresses."""
 
     kernel: Kernel
@@ -55,46 +56,47 @@ def call(dy: Any, x: Any, alpha: Any) -> tuple[Any, Any]:
     ValueError
         If shapes do not fit.
     """
+    dx, dalpha = plans.run("prelu_backward", {"dy": dy, "x": x, "alpha": alpha}, {}, _write)
+    return dx, dalpha
+
+
+def _write(draft: Draft) -> tuple[DeviceArray, DeviceArray]:
     name = "prelu_backward"
-    with Work(name, {"dy": dy, "x": x, "alpha": alpha}) as work:
-        for operand in ("dy", "x"):
-            if operand not in work.arrays:
-                raise TypeError(f"{name}: {operand} must be an array on the device, as the others are, not a number")
-        upstream, inputs, slopes = work.arrays["dy"], work.arrays["x"], work.arrays.get("alpha")
-        shape, kept = inputs.shape, () if slopes is None else slopes.shape
-        if upstream.shape != shape:
-            raise ValueError(f"{name}: dy must have the shape of x, {shape}, not {upstream.shape}")
-        if len(kept) > len(shape) or any(s not in (1, n) for s, n in zip(kept[::-1], shape[::-1], strict=False)):
-            raise ValueError(f"{name}: alpha must broadcast to the shape of x, {shape}, not have shape {kept}")
-        dx = calculate(work, name)
-        its = work.numbers["alpha"] if slopes is None else slopes
-        given = getattr(its, "dtype", dx.dtype)
-        dtype = str(given) if str(given) in FLOATS else dx.dtype
-        dalpha = work.empty(kept, dtype)
-        _sum(work, upstream, inputs, "float64" if dx.dtype == "float64" else "float32", dalpha)
-    return work.result(dx), work.result(dalpha)
+    for operand in ("dy", "x"):
+        if operand not in draft.arrays:
+            raise TypeError(f"{name}: {operand} must be an array on the device, as the others are, not a number")
+    upstream, inputs, slopes = draft.arrays["dy"], draft.arrays["x"], draft.arrays.get("alpha")
+    shape, kept = inputs.shape, () if slopes is None else slopes.shape
+    if upstream.shape != shape:
+        raise ValueError(f"{name}: dy must have the shape of x, {shape}, not {upstream.shape}")
+    if len(kept) > len(shape) or any(s not in (1, n) for s, n in zip(kept[::-1], shape[::-1], strict=False)):
+        raise ValueError(f"{name}: alpha must broadcast to the shape of x, {shape}, not have shape {kept}")
+    dx = calculate(draft, name)
+    given = draft.numbers["alpha"] if slopes is None else slopes.dtype
+    dalpha = draft.empty(kept, given if given in FLOATS else dx.dtype)
+    _sum(draft, upstream, inputs, "float64" if dx.dtype == "float64" else "float32", dalpha)
+    return dx, dalpha
 
 
-def _sum(work: Work, dy: DeviceArray, x: DeviceArray, dtype: str, dalpha: DeviceArray) -> None:
+def _sum(draft: Draft, dy: DeviceArray, x: DeviceArray, dtype: str, dalpha: DeviceArray) -> None:
     """Put the gradient of alpha into `dalpha`, summed in the type `dtype`."""
     if not dalpha.size:
         return
-    plan = _plan((dy.dtype, dy.shape, dy.strides), (x.dtype, x.shape, x.strides), dalpha.shape, dtype)
-    threads = plan.blocks * plan.columns
-    sums = work.scratch(threads * ITEMSIZES[dtype])
+    launch = _launch((dy.dtype, dy.shape, dy.strides), (x.dtype, x.shape, x.strides), dalpha.shape, dtype)
+    threads = launch.blocks * launch.columns
+    sums = draft.scratch(threads * ITEMSIZES[dtype])
     if threads:
         places = dy.pointer, x.pointer, sums.pointer
-        plan.kernel.launch(work.device, work.stream, _grid(threads), threads, plan.rows, *places, *plan.after)
+        draft.launch(launch.kernel, _grid(threads), threads, launch.rows, *places, *launch.after)
     final = totals(dtype, dalpha.dtype)
-    final.launch(work.device, work.stream, (plan.columns, 1, 1), plan.columns, plan.blocks, sums.pointer, dalpha.pointer)
+    draft.launch(final, (launch.columns, 1, 1), launch.columns, launch.blocks, sums.pointer, dalpha.pointer)
 
 
 def _grid(threads: int) -> tuple[int, int, int]:
     return -(-threads // THREADS), 1, 1
 
 
-@lru_cache(maxsize=1024)
-def _plan(dy: Grad, x: Grad, kept: tuple[int, ...], dtype: str) -> _Plan:
+def _launch(dy: Grad, x: Grad, kept: tuple[int, ...], dtype: str) -> _Launch:
     _, shape, _ = x
     lead = len(shape) - len(kept)
     axes = [Axis(n, steps) for n, steps in zip(shape, zip(dy[2], x[2], strict=True), strict=True)]
@@ -110,4 +112,4 @@ def _plan(dy: Grad, x: Grad, kept: tuple[int, ...], dtype: str) -> _Plan:
     for lengths, group in (([blocks, *(axis.length for axis in columns)], columns), ([axis.length for axis in rows], rows)):
         after += divisors(lengths, wide) or [0]
         after += [axis.steps[k] for k in (0, 1) for axis in group] or [0]
-    return _Plan(block_sums(spec), of_rows, of_columns, tuple(after))
+    return _Launch(block_sums(spec), of_rows, of_columns, tuple(after))

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from fastrelu.cuda import launch, tensor_cores
 from fastrelu.cuda.arrays import Work
 from fastrelu.cuda.kernels.gradients import column_sums
-from fastrelu.cuda.kernels.linear import BlockTile, Operand, Result, add_blocks, product, shared_bytes, sums_of
+from fastrelu.cuda.kernels.linear import BlockTile, Result, add_blocks, product, shared_bytes
+from fastrelu.cuda.kernels.operands import Operand, sums_of
 from fastrelu.cuda.memory import PACKET
 from fastrelu.cuda.owned import ITEMSIZES
+from fastrelu.cuda.plans import Draft, Number
 from fastrelu.operations import KC
 
 MOST = (1 << 31) - 1
@@ -32,7 +35,12 @@ _ASYNCHRONOUS = (8, 0)
 """The first compute capability that copies to shared memory by itself."""
 
 _TILES = {
-    "float32": (((128, 128), (8, 8), 2, 1.0), ((64, 64), (4, 4), 3, 0.6), ((32, 32), (4, 4), 8, 0.4)),
+    "float32": (
+        ((128, 128), (8, 8), 2, 1.0),
+        ((64, 128), (8, 8), 3, 0.92),
+        ((64, 64), (4, 4), 3, 0.6),
+        ((32, 32), (4, 4), 8, 0.4),
+    ),
     "float64": (((64, 64), (4, 4), 2, 1.0), ((32, 32), (4, 4), 6, 0.6)),
 }
 """Rows and columns of block tiles and of threads' tiles, blocks that share a multiprocessor, and how much of its
@@ -59,27 +67,40 @@ class Matrix:
 
     Attributes
     ----------
-    pointer : int
+    pointer : int, or Place
         Address of the first.
     row, column : int
         Bytes from a row to the next, and from a column to the next.
     dtype : str
         The element type; of bits of y > 0 "bits", eight of them a column.
+    division, places : tuple of int
+        If rows or columns are positions in images, how to find these, and where they are: see `fastrelu.cuda.kernels.patches`.
+        Of patches the pointer and the steps are those of the table of taps, with a step of 0 along positions; of a result
+        the step between neighbouring columns is that within an image.
+    pointwise, wide : bool
+        Whether patches have one element in each channel, and whether 16 bytes of them can be copied at once.
+    group : int
+        Bytes from a group to the next, in a product of groups.
     """
 
-    pointer: int
+    pointer: Any
     row: int
     column: int
     dtype: str
+    division: tuple[int, ...] = ()
+    places: tuple[int, ...] = ()
+    pointwise: bool = False
+    wide: bool = False
+    group: int = 0
 
     @property
     def T(self) -> Matrix:
         """The transpose."""
-        return Matrix(self.pointer, self.column, self.row, self.dtype)
+        return replace(self, row=self.column, column=self.row)
 
     def moved(self, rows: int, columns: int = 0) -> Matrix:
         """The same from another row and column on."""
-        return Matrix(self.pointer + rows * self.row + columns * self.column, self.row, self.column, self.dtype)
+        return replace(self, pointer=self.pointer + rows * self.row + columns * self.column)
 
 
 @dataclass(frozen=True)
@@ -92,17 +113,20 @@ class Gradient:
         f', by the name of its formula.
     y : Matrix
         What tells the derivative, in the order of dy.
+    keeps_zeros : bool
+        Whether dz is 0 where dy and y are, as outside of images. No infinite parameter does.
     """
 
     formula: str
     y: Matrix
+    keeps_zeros: bool = True
 
 
 NOTHING = Matrix(0, 0, 0, "")
 
 
 def run(
-    work: Work,
+    work: Draft | Work,
     sizes: tuple[int, int, int],
     x: Matrix,
     w: Matrix,
@@ -110,7 +134,7 @@ def run(
     result: Result,
     *,
     bias: Matrix = NOTHING,
-    alpha: float = 0.0,
+    alpha: Number | float = 0.0,
     alphas: Matrix = NOTHING,
     x_gradient: Gradient | None = None,
     w_gradient: Gradient | None = None,
@@ -119,7 +143,7 @@ def run(
 
     Parameters
     ----------
-    work : Work
+    work : Draft or Work
         The call, which says how exact products must be.
     sizes : tuple of int
         Rows m, terms k and columns n.
@@ -129,7 +153,7 @@ def run(
         What becomes of the sums.
     bias : Matrix, optional
         What they start from (m, n).
-    alpha, alphas : float, Matrix, optional
+    alpha, alphas : Number or float, Matrix, optional
         The parameter of the formula: one for all, or (m, n).
     x_gradient, w_gradient : Gradient, optional
         If x or w are gradients that another formula applies to.
@@ -145,22 +169,27 @@ def run(
             work, (rows, k, n), places[0], w, places[1], result, places[2], alpha, places[3], part, w_gradient
         ):
             continue
-        _run(work, (rows, k, n), places[0], w, places[1], result, places[2], alpha, places[3], part, w_gradient)
+        run_exactly(work, (rows, k, n), places[0], w, places[1], result, places[2], alpha, places[3], part, w_gradient)
 
 
-def _run(
-    work: Work,
+def run_exactly(
+    work: Draft | Work,
     sizes: tuple[int, int, int],
     x: Matrix,
     w: Matrix,
     y: Matrix,
     result: Result,
     bias: Matrix,
-    alpha: float,
+    alpha: Number | float,
     alphas: Matrix,
     x_gradient: Gradient | None,
     w_gradient: Gradient | None,
+    groups: int = 0,
 ) -> None:
+    """The same in plain floats; also of patches, where there may be up to 0xFFFF groups of products.
+
+    The y of a gradient of patches has the type of dy and lies as dy does.
+    """
     m, k, n = sizes
     dtype = sums_of(result.dtype)
     driver = launch.active()
@@ -169,7 +198,7 @@ def _run(
     if _room(capability) < _ROOM_FOR_Y:
         x_kind, w_kind = replace(x_kind, staged=False), replace(w_kind, staged=False)
         x_kind, w_kind = (replace(kind, wide=kind.wide and not kind.derivative) for kind in (x_kind, w_kind))
-    block, per_part = plan(sizes, x_kind, w_kind, dtype, capability, driver.processors(work.device))
+    block, per_part = plan(sizes, x_kind, w_kind, dtype, capability, driver.processors(work.device), groups or 1)
     blocks = max(-(-k // KC), 1)
     parts = -(-blocks // per_part)
     gradient = x_gradient or w_gradient
@@ -177,39 +206,49 @@ def _run(
     kernel = product(block, x_kind, w_kind, bias.dtype, result, parts > 1, capability >= _ASYNCHRONOUS)
     size = ITEMSIZES[dtype]
     row = -(-n * size // PACKET) * PACKET
-    slabs = work.scratch(blocks * m * row) if parts > 1 else None
+    slabs = work.scratch(max(groups, 1) * blocks * m * row) if parts > 1 else None
     first = 0 if slabs is None else slabs.pointer
+    steps = (x.group, w.group, bias.group, y.group, alphas.group, blocks * m * row) if groups else ()
     delivery = (y.pointer, y.row, y.column, alpha, alphas.pointer, alphas.row, alphas.column)
     tiles = -(-m // block.BM) * -(-n // block.BN)
-    kernel.launch(
-        work.device,
-        work.stream,
-        (tiles, parts, 1),
+    work.launch(
+        kernel,
+        (tiles, parts, groups or 1),
         *(x.pointer, x.row, x.column, w.pointer, w.column, w.row, z.pointer, z.row, z.column),
         *(bias.pointer, bias.row, bias.column, *delivery, first, row, m * row, per_part, m, n, k),
+        *(*(x.division or w.division), *x.places, *w.places, *y.division, *y.places, *steps),
     )
     if slabs is not None:
-        _add(work, result, slabs.pointer, (m, n), row, blocks, delivery)
+        add_sums(work, result, slabs.pointer, (m, n), row, blocks, delivery, (*y.division, *y.places), groups, steps)
 
 
-def _add(
-    work: Work, result: Result, slabs: int, sizes: tuple[int, int], row: int, blocks: int, delivery: tuple[float, ...]
+def add_sums(
+    work: Draft | Work,
+    result: Result,
+    slabs: Any,
+    sizes: tuple[int, int],
+    row: int,
+    blocks: int,
+    delivery: tuple[Any, ...],
+    places: tuple[int, ...] = (),
+    groups: int = 0,
+    steps: tuple[int, ...] = (),
 ) -> None:
     """Add the sums of blocks of terms, whose rows are `row` bytes long."""
     m, n = sizes
-    kernel = add_blocks(result)
-    grid = (min(-(-m * (row // PACKET) // kernel.threads[0]), _ADD_BLOCKS), 1, 1)
-    kernel.launch(work.device, work.stream, grid, slabs, row, m * row, blocks, *delivery, m, n)
+    kernel = add_blocks(result, groups > 0)
+    grid = (min(-(-m * (row // PACKET) // kernel.threads[0]), _ADD_BLOCKS), groups or 1, 1)
+    work.launch(kernel, grid, slabs, row, m * row, blocks, *delivery, m, n, *places, *steps)
 
 
 def sum_rows(
-    work: Work,
+    work: Draft | Work,
     sizes: tuple[int, int],
     x: Matrix,
     y: Matrix,
     result: Result,
     *,
-    alpha: float = 0.0,
+    alpha: Number | float = 0.0,
     alphas: Matrix = NOTHING,
     gradient: Gradient | None = None,
 ) -> None:
@@ -217,7 +256,7 @@ def sum_rows(
 
     Parameters
     ----------
-    work : Work
+    work : Draft or Work
         The call.
     sizes : tuple of int
         Rows m and columns n.
@@ -225,7 +264,7 @@ def sum_rows(
         Operand (m, n) and result (1, n).
     result : Result
         What becomes of the sums.
-    alpha, alphas : float, Matrix, optional
+    alpha, alphas : Number or float, Matrix, optional
         The parameter of the formula.
     gradient : Gradient, optional
         The formula.
@@ -242,14 +281,21 @@ def sum_rows(
     across, down, _ = kernel.threads
     z = NOTHING if gradient is None else gradient.y
     places = (x.pointer, x.row, x.column, z.pointer, z.row, z.column, alpha, alphas.pointer, slabs.pointer, row)
-    kernel.launch(work.device, work.stream, (-(-n // across), min(-(-blocks // down), 0xFFFF), 1), *places, m, n)
+    work.launch(kernel, (-(-n // across), min(-(-blocks // down), 0xFFFF), 1), *places, m, n)
     delivery = (y.pointer, y.row, y.column, alpha, alphas.pointer, alphas.row, alphas.column)
-    _add(work, result, slabs.pointer, (1, n), row, blocks, delivery)
+    add_sums(work, result, slabs.pointer, (1, n), row, blocks, delivery)
 
 
 def kind_of(operand: Matrix, rows: int, dtype: str, gradient: Gradient | None, columns: str) -> Operand:
     """How to read an operand whose rows are those of the result; `columns` of a gradient are its "terms" or "rows"."""
     size = ITEMSIZES[operand.dtype]
+    if operand.places:
+        positions, formula = "rows" if operand.row == 0 else "terms", "" if gradient is None else gradient.formula
+        staged = gradient is not None and operand.dtype == dtype and gradient.keeps_zeros
+        wide = positions == "rows" and operand.wide and operand.dtype == dtype
+        wide = wide and (gradient is None or (staged and gradient.y.pointer % PACKET == 0))
+        of = "" if gradient is None else operand.dtype
+        return Operand(operand.dtype, positions == "terms", wide, formula, of, staged, positions, operand.pointwise)
     row, step = abs(operand.row), abs(operand.column)
     terms_first = (rows == 1 or step <= row) and not (operand.row == size and rows > 1)
     derivative, of, staged, together = "", "", False, [operand]
@@ -270,7 +316,13 @@ def _room(capability: tuple[int, int]) -> int:
 
 @lru_cache(maxsize=4096)
 def plan(
-    sizes: tuple[int, int, int], x: Operand, w: Operand, dtype: str, capability: tuple[int, int], processors: int
+    sizes: tuple[int, int, int],
+    x: Operand,
+    w: Operand,
+    dtype: str,
+    capability: tuple[int, int],
+    processors: int,
+    groups: int = 1,
 ) -> tuple[BlockTile, int]:
     """The block tile for a product, and the blocks of terms that a block of threads sums.
 
@@ -290,11 +342,11 @@ def plan(
                 break
         if not fitting:
             continue
-        tiles = -(-m // rows) * -(-n // columns)
+        tiles = groups * -(-m // rows) * -(-n // columns)
         per_part = blocks
         while True:
             parts = -(-blocks // per_part)
-            waits = parts > 1 and blocks * m * n * size
+            waits = parts > 1 and groups * blocks * m * n * size
             if waits > _SLABS or parts > 0xFFFF:
                 break
             each = -(-tiles * parts // processors)

@@ -132,6 +132,30 @@ def rounded_to_bfloat16(builder: Any, value: Any) -> Any:
     return builder.call(ir.InlineAsm(kind, "cvt.rn.bf16.f32 $0, $1;", "=h,f", side_effect=False), (value,))
 
 
+@intrinsic
+def product_of(typing_context, a, b):
+    """All 64 bits of a product of two numbers of 32 bits without a sign; LLVM would multiply numbers of 64 bits."""
+
+    def codegen(context, builder, signature, arguments):
+        words = [builder.trunc(argument, _WORD) for argument in arguments]
+        kind = ir.FunctionType(_ADDRESS, [_WORD] * 2)
+        return builder.call(ir.InlineAsm(kind, "mul.wide.u32 $0, $1, $2;", "=l,r,r"), words)
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def added_product(typing_context, a, b, total):
+    """The sum of 64 bits and a product of two numbers of 32 bits with a sign, in one instruction likewise."""
+
+    def codegen(context, builder, signature, arguments):
+        words = [builder.trunc(argument, _WORD) for argument in arguments[:2]]
+        kind = ir.FunctionType(_ADDRESS, [_WORD, _WORD, _ADDRESS])
+        return builder.call(ir.InlineAsm(kind, "mad.wide.s32 $0, $1, $2, $3;", "=l,r,r,l"), [*words, arguments[2]])
+
+    return types.int64(types.int64, types.int64, types.int64), codegen
+
+
 fence_for_tensor_cores = _without_operands("fence.proxy.async.shared::cta;")
 """What this thread has written to shared memory is seen by wgmma once other threads may know of it."""
 

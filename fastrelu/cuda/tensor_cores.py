@@ -34,6 +34,7 @@ from fastrelu.cuda.kernels.tensor_tiles import THREADS, Layer
 from fastrelu.cuda.launch import Kernel
 from fastrelu.cuda.memory import PACKET
 from fastrelu.cuda.owned import ITEMSIZES
+from fastrelu.cuda.plans import Draft, Number
 from fastrelu.kernels import formulas
 
 if TYPE_CHECKING:
@@ -53,14 +54,14 @@ _ADD_THREADS = 1 << 17
 
 
 def run(
-    work: Work,
+    work: Draft | Work,
     sizes: tuple[int, int, int],
     x: Matrix,
     w: Matrix,
     y: Matrix,
     result: Result,
     bias: Matrix,
-    alpha: float,
+    alpha: Number | float,
     alphas: Matrix,
     x_gradient: Gradient | None,
     w_gradient: Gradient | None,
@@ -69,7 +70,7 @@ def run(
 
     Parameters
     ----------
-    work : Work
+    work : Draft or Work
         The call, which says whether the precision is "high" or "medium".
     sizes : tuple of int
         Rows m, terms k and columns n.
@@ -79,7 +80,7 @@ def run(
         What becomes of the sums.
     bias : Matrix
         What is added to them (m, n); nothing if its address is 0.
-    alpha, alphas : float, Matrix
+    alpha, alphas : Number or float, Matrix
         The parameter of the formula: one for all, or (m, n).
     x_gradient, w_gradient : Gradient or None
         If x or w are gradients that another formula applies to, which are written to memory first.
@@ -100,12 +101,12 @@ def run(
     size = ITEMSIZES[dtype]
     # What is copied must live until the kernel has been launched.
     if x_gradient is not None:
-        made = _applied(work, x_gradient, x, (m, k), dtype, alpha)
+        made = _applied(work, x_gradient, x, (m, k), dtype, alpha, alphas)
         if made is None:
             return False
         x = made
     if w_gradient is not None:
-        made = _applied(work, w_gradient, w, (k, n), dtype, alpha)
+        made = _applied(work, w_gradient, w, (k, n), dtype, alpha, alphas)
         if made is None:
             return False
         w = made
@@ -125,9 +126,8 @@ def run(
         slab = m * row
         slabs = work.scratch(parts * slab)
         delivery = slabs.pointer, row, 4
-    kernel.launch(
-        work.device,
-        work.stream,
+    work.launch(
+        kernel,
         (tiles, parts, 1),
         *(*a, *b, bias.pointer, bias.column, alpha, alphas.pointer, alphas.column, *delivery, slab, terms, m, n, k),
     )
@@ -136,11 +136,13 @@ def run(
         packets = m * (row // PACKET)
         grid = (min(-(-packets // adder.threads[0]), _ADD_THREADS // adder.threads[0] * 16), 1, 1)
         place = y.pointer, y.row, y.column, alpha, alphas.pointer, alphas.row, alphas.column
-        adder.launch(work.device, work.stream, grid, slabs.pointer, row, slab, parts, *place, m, n)
+        work.launch(adder, grid, slabs.pointer, row, slab, parts, *place, m, n)
     return True
 
 
-def _operand(work: Work, matrix: Matrix, rows: int, terms: int, size: int) -> tuple[tuple[int, int], str, DeviceArray | None]:
+def _operand(
+    work: Draft | Work, matrix: Matrix, rows: int, terms: int, size: int
+) -> tuple[tuple[int, int], str, DeviceArray | None]:
     """Address and step of the slow axis of an operand (rows, terms), what is contiguous in it, and a copy if one is needed.
 
     Rows or terms must be contiguous, and begin at multiples of 16 bytes.
@@ -155,11 +157,19 @@ def _operand(work: Work, matrix: Matrix, rows: int, terms: int, size: int) -> tu
     memory = work.scratch(rows * step)
     source = _array(work, matrix.pointer, (rows, terms), (row, term), matrix.dtype)
     target = _array(work, memory.pointer, (rows, terms), (step, size), matrix.dtype)
-    elementwise.run(work, "", False, (matrix.dtype, matrix.dtype), [source], [None], target)
+    elementwise.copy(work, source, target)
     return (memory.pointer, step), "terms", memory
 
 
-def _applied(work: Work, gradient: Gradient, dy: Matrix, shape: tuple[int, int], dtype: str, alpha: float) -> Matrix | None:
+def _applied(
+    work: Draft | Work,
+    gradient: Gradient,
+    dy: Matrix,
+    shape: tuple[int, int],
+    dtype: str,
+    alpha: Number | float,
+    alphas: Matrix,
+) -> Matrix | None:
     """Write dz = f'(dy, y) to memory of its own, once a call; None where there is no y but its bits."""
     if gradient.y.dtype != dtype or not gradient.formula:
         return None
@@ -175,10 +185,12 @@ def _applied(work: Work, gradient: Gradient, dy: Matrix, shape: tuple[int, int],
     dz = dataclasses.replace(dy, pointer=memory.pointer, row=size if flips else step, column=step if flips else size)
     given, derivative, target = (_array(work, m.pointer, shape, (m.row, m.column), dtype) for m in (dy, gradient.y, dz))
     operands: list[Any] = [given, derivative]
-    numbers: list[int | None] = [None, None]
     if _parameters(gradient.formula) == 3:
-        operands, numbers = [*operands, alpha], [*numbers, bits_of(alpha, dtype)]
-    elementwise.run(work, gradient.formula, True, (dtype,) * (len(operands) + 1), operands, numbers, target)
+        if isinstance(alpha, Number):
+            operands.append(alpha.then(lambda value: bits_of(value, dtype)))
+        else:
+            operands.append(_array(work, alphas.pointer, shape, (alphas.row, alphas.column), alphas.dtype))
+    elementwise.run(work, gradient.formula, True, (dtype,) * (len(operands) + 1), operands, target)
     work.made[key] = dz, memory
     return dz
 
@@ -195,7 +207,7 @@ def _parameters(formula: str) -> int:
     return int(getattr(formulas, formula).__code__.co_argcount)
 
 
-def _array(work: Work, pointer: int, shape: tuple[int, int], strides: tuple[int, int], dtype: str) -> DeviceArray:
+def _array(work: Draft | Work, pointer: int, shape: tuple[int, int], strides: tuple[int, int], dtype: str) -> DeviceArray:
     return DeviceArray(pointer, shape, strides, dtype, work.device, work.stream, True, None)
 
 

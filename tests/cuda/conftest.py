@@ -19,9 +19,10 @@ def device() -> Iterator[object]:
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes every product use a block tile, and so many blocks of terms for each block of threads."""
-    from fastrelu.cuda import products
+    from fastrelu.cuda import plans, products
 
     def force(tile: object, per_part: int = 1 << 20) -> None:
+        plans.clear()
         monkeypatch.setattr(products, "plan", lambda sizes, *_: (tile, min(per_part, max(-(-sizes[1] // 256), 1))))
 
     return force

@@ -33,7 +33,7 @@ def calls(device: Any, monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Stands in for the operations on a device."""
     monkeypatch.setattr(dispatch, "_module", lambda name: sys.modules[f"fastrelu.cuda.{name}"])
     made = Calls()
-    for name in ("elementwise", "linear", "gradients"):
+    for name in ("elementwise", "linear", "gradients", "convolution", "convolution_gradients"):
         module: Any = ModuleType(name)
         module.call = made.call
         monkeypatch.setitem(sys.modules, f"fastrelu.cuda.{name}", module)
@@ -104,6 +104,44 @@ def test_backward(name: str, calls: Calls, device: Any) -> None:
     assert calls.pop() == (name, names | {"x": x} | alpha, ("dw",), ("dw",), {"dw": dw}, {})
 
 
+CONVOLUTIONS = sorted(name for name in CUDA if name.startswith("conv2d"))
+
+
+@pytest.mark.parametrize("name", [name for name in CONVOLUTIONS if not name.endswith("backward")])
+def test_convolution(name: str, calls: Calls, device: Any) -> None:
+    x, w, b, alpha, y = (device.array(X) for _ in range(5))
+    slopes = (alpha,) if name == "conv2d_prelu" else ()
+    getattr(fastrelu, name)(x, w, b, *slopes, 2, "valid", out=y)
+    default = {"conv2d_prelu": alpha, "conv2d_elu": 1.0, "conv2d_leaky_relu": 0.01}.get(name)
+    everything = {"x": x, "w": w, "b": b, "alpha": default}
+    assert calls.pop() == (name, everything, (2, "valid", 1, 1), y)
+    getattr(fastrelu, name)(x, w, None, *slopes, groups=3)
+    assert calls.pop() == (name, everything | {"b": None}, (1, 0, 1, 3), None)
+
+
+@pytest.mark.parametrize("name", [name for name in CONVOLUTIONS if name.endswith("backward")])
+def test_convolution_backward(name: str, calls: Calls, device: Any) -> None:
+    calls.result = (1, 2, 3)
+    dy, y, x, w, dw = (device.array(X) for _ in range(5))
+    names = {"dy": dy} if name == "conv2d_backward" else {"dy": dy, "y": y}
+    default = {"conv2d_elu_backward": 1.0, "conv2d_leaky_relu_backward": 0.01}.get(name)
+    assert getattr(fastrelu, name)(*names.values(), x, w, dilation=2) == (1, 2, 3)
+    everything = names | {"x": x, "w": w, "alpha": default}
+    assert calls.pop() == (name, everything, (1, 0, 2, 1), ("dx", "dw", "db"), (), {})
+    getattr(fastrelu, name)(*names.values(), x, w, wanted=("dw",), accumulate=["dw"], out=(None, dw, None))
+    assert calls.pop() == (name, everything, (1, 0, 1, 1), ("dw",), ("dw",), {"dw": dw})
+    getattr(fastrelu, name)(*names.values(), None, None, wanted=["db"])
+    assert calls.pop()[1] == names | {"alpha": default}
+
+
+def test_parameter_of_a_convolution(calls: Calls, device: Any) -> None:
+    x = device.array(X)
+    fastrelu.conv2d_elu(x, x, alpha=x)
+    assert calls.pop()[1]["alpha"] is x
+    with pytest.raises(TypeError, match=r"^conv2d_elu: alpha must be a number, not str$"):
+        fastrelu.conv2d_elu(x, x, alpha="a")  # type: ignore[arg-type]
+
+
 def test_backward_is_not_remembered_as_plain(calls: Calls, device: Any) -> None:
     calls.result = (1, 2, 3)
     dy = device.array(X)
@@ -147,6 +185,14 @@ def test_array_of_the_host_among_those_of_a_device(device: Any) -> None:
         (lambda: fastrelu.relu_backward(X, x), r"relu_backward: dy is on the host \(numpy\.ndarray\), and y on CUDA device 0"),
         (lambda: fastrelu.relu(x, out=X), r"relu: out is on the host \(numpy\.ndarray\), and x on CUDA device 0"),
         (lambda: fastrelu.relu(X, out=x), "relu: out is on a CUDA device; it must be a NumPy array"),
+        (lambda: fastrelu.conv2d(x, X), r"conv2d: w is on the host \(numpy\.ndarray\), and x on CUDA device 0"),
+        (
+            lambda: fastrelu.conv2d(X[None, None], X[None, None], out=x),
+            "conv2d: out is on a CUDA device; it must be a NumPy array",
+        ),
+        (lambda: fastrelu.conv2d(X, X, x), "conv2d: b is on a CUDA device; it must be a NumPy array"),
+        (lambda: fastrelu.conv2d_relu_backward(x, X, x, x), r"conv2d_relu_backward: y is on the host"),
+        (lambda: fastrelu.conv2d_backward(X, x, X), r"conv2d_backward: x is on a CUDA device; it must be a NumPy array"),
     ):
         with pytest.raises(TypeError, match=f"^{words}"):
             call()
@@ -160,7 +206,7 @@ def test_packed_weight_beside_an_array_on_a_device(device: Any) -> None:
         fastrelu.linear_relu_backward(x, x, x, fastrelu.pack(X))
 
 
-@pytest.mark.parametrize("name", ["conv2d_relu", "max_pool2d", "embedding_mean", "softmax_cross_entropy", "pack"])
+@pytest.mark.parametrize("name", ["max_pool2d", "embedding_mean", "softmax_cross_entropy", "pack"])
 def test_function_without_kernels_for_gpus(name: str, device: Any) -> None:
     assert name not in CUDA
     x = device.array(X)
@@ -269,6 +315,11 @@ def test_use_reaches_every_function(calls: Calls) -> None:
     with fastrelu.use("cuda"):
         for name in sorted(CUDA & {*fastrelu.__all__}):
             calls.result = (1, 2, 3) if name in BACKWARD else "done"
+            if name in CONVOLUTIONS:
+                is_short = name == "conv2d_backward" or not ("prelu" in name or "backward" in name)
+                getattr(fastrelu, name)(*[X] * (3 if is_short else 4))
+                assert calls.pop()[0] == name
+                continue
             n = (
                 len(OPERATIONS[name].inputs)
                 if name in OPERATIONS

@@ -8,7 +8,7 @@ from numpy.testing import assert_array_equal
 
 import fastrelu
 from fastrelu import ufuncs
-from fastrelu.cuda import elementwise
+from fastrelu.cuda import elementwise, plans
 from fastrelu.cuda.elementwise import call
 from fastrelu.cuda.kernels.elementwise import LANES, THREADS, Sweep, kernel
 from fastrelu.cuda.kernels.places import divisor
@@ -116,10 +116,10 @@ def test_lengths_and_starts(device, dtype):
 
 def test_every_tile_of_a_grid_that_is_too_small(device, monkeypatch):
     monkeypatch.setattr(elementwise, "BLOCKS", 2)
-    elementwise._plan.cache_clear()
+    plans.clear()
     check(device, "relu", [operands("float32", 1, 5 * 4 * 4 * THREADS + 5)[0]])
     check(device, "relu", [operands("float32", 1, 6000)[0].reshape(3, 2000)[:, ::2]])
-    elementwise._plan.cache_clear()
+    plans.clear()
 
 
 VIEWS = {
@@ -172,11 +172,11 @@ def test_broadcasting(device, shape):
 
 def test_places_of_64_bits(device, monkeypatch):
     monkeypatch.setattr(elementwise, "NARROW", 1)
-    elementwise._plan.cache_clear()
+    plans.clear()
     x = operands("float32", 1, 1000)[0][:480].reshape(5, 6, 16)
     check(device, "prelu", [x, np.linspace(-1, 2, 6, dtype=np.float32)[:, None]])
     check(device, "relu", [x[::-1, :, ::3]])
-    elementwise._plan.cache_clear()
+    plans.clear()
 
 
 @pytest.mark.parametrize("wide", [False, True])
@@ -342,17 +342,90 @@ def test_no_axes(device):
     check(device, "tanh", [np.array(0.5, np.float32)])
 
 
-def test_the_next_call_of_the_kind_finds_everything_ready(device):
+def test_the_next_call_of_the_kind_finds_everything_ready(device, monkeypatch):
     x = operands("float32", 1, 900)[0]
     call("relu", (device.array(x),))
-    before = elementwise._plan.cache_info().misses, elementwise._result.cache_info().misses
+    monkeypatch.setattr(elementwise, "calculate", None)
     check(device, "relu", [-x])
-    assert (elementwise._plan.cache_info().misses, elementwise._result.cache_info().misses) == before
+
+
+@pytest.mark.parametrize("with_output", [True, False])
+def test_where(device, with_output):
+    x, alpha = operands("float32", 1, 600)[0].reshape(20, 30), np.float32(0.5)
+    for mask in (x > 0, (x > 0)[:, :1], (x > 0)[::2].repeat(2, 0).T.copy().T):
+        out = np.full_like(x, 7) if with_output else None
+        wanted = np.full_like(x, 7)
+        fastrelu.leaky_relu(x, alpha, out=wanted, where=mask)
+        place = device.array(out) if with_output else None
+        got = to_host(fastrelu.leaky_relu(device.array(x), alpha, out=place, where=device.array(mask)))
+        everywhere = np.broadcast_to(mask, x.shape)
+        assert_array_equal(bits(got[everywhere]), bits(wanted[everywhere]))
+        assert not with_output or (got[~everywhere] == 7).all()
+
+
+def test_where_has_more_axes_or_is_single_or_overlaps(device):
+    x = np.array([-1, 2, -3], np.float32)
+    mask = np.array([[True, False, True], [False, True, False]])
+    wanted = np.zeros((2, 3), np.float64)
+    fastrelu.relu(x, out=wanted, where=mask)
+    out = device.array(np.zeros((2, 3)))
+    assert fastrelu.relu(device.array(x), out=out, where=device.array(mask)) is out
+    assert_array_equal(out.host, wanted)
+    for where in (True, np.True_, np.array(True)):
+        assert_array_equal(to_host(fastrelu.relu(device.array(x), where=where)), [0, 2, 0])
+    y = device.array(x)
+    assert fastrelu.relu(y, out=y, where=False) is y
+    assert_array_equal(y.host, x)
+    assert fastrelu.relu(y[::-1], out=y, where=device.array(mask[0])).host.tolist() == [0, 2, 0]
+
+
+@pytest.mark.parametrize("order", "CFAK")
+def test_order_of_a_new_array(device, order):
+    base = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    for x in (base, np.asfortranarray(base), base.transpose(1, 0, 2), base[:, ::2]):
+        result = fastrelu.relu(device.array(x)[:], order=order)
+        assert result.strides == np.positive(device.array(x).host, order=order).strides
+
+
+def test_types_by_another_rule(device):
+    x = np.array([-1, 2], np.float32)
+    out = device.empty((2,), np.float16)
+    fastrelu.elu(device.array(x), out=out, casting="unsafe")
+    assert_array_equal(out.host, fastrelu.elu(x).astype(np.float16))
+    assert to_host(fastrelu.elu(device.array(x), dtype="f8", casting="safe")).dtype == np.float64
 
 
 REFUSED = [
     (lambda d: call("relu", (d.array(np.zeros(2, bool)),)), TypeError, "x must be an integer type"),
-    (lambda d: call("relu", (d.array(np.zeros(2)),), None, {"where": True}), TypeError, "where is not available"),
+    (lambda d: call("relu", (d.array(np.zeros(2)),), None, {"signature": "d->d"}), TypeError, "signature is not available"),
+    (lambda d: call("relu", (d.array(np.zeros(2)),), None, {"where": np.ones(2, bool)}), TypeError, "where is on the host"),
+    (
+        lambda d: call("relu", (d.array(np.zeros(2)),), None, {"where": d.array(np.zeros(2))}),
+        TypeError,
+        "where must be of type bool, not float64",
+    ),
+    (
+        lambda d: call("relu", (d.array(np.zeros(2)),), None, {"where": d.array(np.zeros(3, bool))}),
+        ValueError,
+        r"where must broadcast with x of shape \(2,\), not have shape \(3,\)",
+    ),
+    (lambda d: call("relu", (d.array(np.zeros(2)),), None, {"casting": "no way"}), ValueError, "casting must be one of"),
+    (lambda d: call("relu", (d.array(np.zeros(2)),), None, {"order": "X"}), ValueError, "order must be one of"),
+    (
+        lambda d: call("elu", (d.array(np.zeros(2, "f4")), 1.0), d.empty((2,), "f2"), {"casting": "safe"}),
+        TypeError,
+        "out must have a type that takes float32 by casting rule 'safe', not float16",
+    ),
+    (
+        lambda d: call("elu", (d.array(np.zeros(2)), 1.0), None, {"dtype": "f4", "casting": "safe"}),
+        TypeError,
+        "x must have a type that becomes float32 by casting rule 'safe', not float64",
+    ),
+    (
+        lambda d: call("relu", (d.array(np.zeros(2)),), d.empty((2,), "i4"), {"casting": "unsafe"}),
+        TypeError,
+        "floats become no integers on a CUDA device",
+    ),
     (lambda d: call("relu", (d.array(np.zeros(2)),), d.empty((3,), float)), ValueError, r"out must have shape \(2,\)"),
     (lambda d: call("relu", (d.array(np.zeros((2, 2))),), d.empty((2,), float)), ValueError, r"out must have shape \(2, 2\)"),
     (lambda d: call("relu", (d.array(np.zeros(2)),), d.empty((2,), int)), TypeError, "takes float64 by casting rule"),

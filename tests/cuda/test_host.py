@@ -39,6 +39,15 @@ def test_single_element_is_a_scalar(device: Any) -> None:
     assert_array_equal(result, wanted)
 
 
+def test_where(device: Any) -> None:
+    x, out = normal(M, N), normal(M, N, seed=1)
+    wanted = out.copy()
+    fastrelu.relu(x, out=wanted, where=x < 0.5)
+    assert fastrelu.relu(x, out=out, where=x < 0.5, device="cuda") is out
+    assert_array_equal(out, wanted)
+    assert_array_equal(fastrelu.relu(x, where=np.True_, device="cuda"), fastrelu.relu(x))
+
+
 def test_layer_with_an_output_and_a_mask(device: Any) -> None:
     x, w, b = normal(M, K), np.asfortranarray(normal(K, N, seed=1)), normal(N, seed=2)
     wanted, bits = fastrelu.linear_relu(x, w, b, mask=np.empty((M, 2), np.uint8))
@@ -68,11 +77,24 @@ def test_backward_that_adds(device: Any) -> None:
     assert_array_equal(dw, fastrelu.linear_backward(dy, x, w)[1])
 
 
+def test_prelu_backward(device: Any) -> None:
+    dy, x, alpha = normal(M, N), normal(M, N, seed=1), normal(N, seed=2)
+    wanted = fastrelu.prelu_backward(dy, x, alpha)
+    for place in ("cuda", "cpu"):
+        for got, right in zip(fastrelu.prelu_backward(dy, x, alpha, device=place), wanted, strict=True):
+            assert_array_equal(got, right)
+    assert len(device.launches) == 3
+    with pytest.raises(ValueError, match=r"^prelu_backward: device must be"):
+        fastrelu.prelu_backward(dy, x, alpha, device="gpu")
+
+
 def test_errors_are_those_of_the_function(device: Any) -> None:
     with pytest.raises(ValueError, match=r"^linear_relu: w must have shape"):
         fastrelu.linear_relu(normal(M, K), normal(M, K), device="cuda")
-    with pytest.raises(TypeError, match=r"^relu: where is not available for arrays on a CUDA device$"):
-        fastrelu.relu(normal(3), where=np.ones(3, bool), device="cuda")
+    with pytest.raises(TypeError, match=r"^relu: signature is not available for arrays on a CUDA device$"):
+        fastrelu.relu(normal(3), signature="f->f", device="cuda")
+    with pytest.raises(TypeError, match=r"^relu: where must be of type bool, not float32$"):
+        fastrelu.relu(normal(3), where=normal(3), device="cuda")
     assert not device.launches
 
 

@@ -34,6 +34,8 @@ class StandIn:
         self.context: list[int] = []
         self.read: list[tuple[Any, ...]] = []
         self.version, self.start, self.launched = 13000, 0, 0
+        self.capture_mode: Any = real.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL
+        self.loaded_amid: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(real, name)
@@ -94,7 +96,12 @@ class StandIn:
     def _cuCtxPopCurrent(self) -> tuple[int]:
         return (self.context.pop(),)
 
+    def _cuThreadExchangeStreamCaptureMode(self, mode: Any) -> tuple[Any]:
+        before, self.capture_mode = self.capture_mode, mode
+        return (before,)
+
     def _cuLibraryLoadData(self, code: bytes, *_: Any) -> tuple[int]:
+        self.loaded_amid.append(int(self.capture_mode))
         return (1,)
 
     def _cuLibraryGetKernel(self, library: int, name: bytes) -> tuple[int]:
@@ -108,6 +115,10 @@ class StandIn:
 
     def _cuEventCreate(self, flags: Any) -> tuple[int]:
         return (7,)
+
+    def _cuStreamCreate(self, flags: Any) -> tuple[int]:
+        self.loaded_amid.append(int(self.capture_mode))
+        return (9,)
 
 
 @pytest.fixture
@@ -134,6 +145,36 @@ def test_loaded_once_a_device_as_machine_code_of_it(api: StandIn) -> None:
     loads = [arguments for name, arguments in api.calls if name == "cuLibraryLoadData"]
     assert [code[:4] for code, *_ in loads] == [b"\x7fELF"] * 2
     assert api.names().count("cuLaunchKernel") == 5
+
+
+def test_loading_disturbs_no_capture(api: StandIn) -> None:
+    modes = real.CUstreamCaptureMode
+    for before in (modes.CU_STREAM_CAPTURE_MODE_GLOBAL, modes.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL):
+        api.capture_mode = before
+        scale().launch(0, 1, (1, 1, 1), 0, 0, 0, 1.0)
+        assert api.capture_mode == before
+    assert api.loaded_amid == [modes.CU_STREAM_CAPTURE_MODE_RELAXED] * 2
+
+
+def test_work_aside_is_part_of_no_graph(api: StandIn) -> None:
+    with launch.active().aside(1) as stream:
+        assert (stream, api.context) == (9, [1])
+    assert api.loaded_amid == [real.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED]
+    assert api.capture_mode == real.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL
+    assert [name for name in api.names() if "Stream" in name and "Exchange" not in name] == [
+        *("cuStreamCreate", "cuStreamSynchronize", "cuStreamDestroy")
+    ]
+
+
+def test_forked_child_says_what_is_wrong(api: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = launch.active()
+    pointer = 1 << 40
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    driver.free(0, pointer, 1)  # what an array does when it dies there
+    assert "cuMemFreeAsync" not in api.names()
+    monkeypatch.setattr(StandIn, "cuLaunchKernel", lambda self, *_: (real.CUresult.CUDA_ERROR_NOT_INITIALIZED,))
+    with pytest.raises(RuntimeError, match=r"^CUDA cannot be used in a process forked from .*: start processes by 'spawn'$"):
+        scale().launch(0, 1, (1, 1, 1), 0, 0, 0, 1.0)
 
 
 def test_launch_takes_the_context_of_the_thread_if_it_is_right(api: StandIn) -> None:
@@ -244,6 +285,7 @@ def test_bindings_take_our_arguments() -> None:
         (real.cuLibraryGetKernel, real.CUlibrary(5), b"name"),
         (real.cuKernelSetAttribute, attribute, 100_000, real.CUkernel(5), 0),
         (real.cuKernelGetFunction, real.CUkernel(5)),
+        (real.cuThreadExchangeStreamCaptureMode, real.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED),
         (real.cuMemAllocAsync, 1000, 1),
         (real.cuMemFreeAsync, 1 << 40, 1),
         (real.cuMemcpyHtoDAsync, 1 << 40, 1 << 40, 8, 1),
@@ -253,6 +295,8 @@ def test_bindings_take_our_arguments() -> None:
         (real.cuEventRecord, real.CUevent(5), 1),
         (real.cuStreamWaitEvent, 1, real.CUevent(5), 0),
         (real.cuEventDestroy, real.CUevent(5)),
+        (real.cuStreamCreate, real.CUstream_flags.CU_STREAM_NON_BLOCKING),
+        (real.cuStreamDestroy, real.CUstream(5)),
         (real.cuDeviceGetAttribute, processors, 0),
         (real.cuDevicePrimaryCtxRetain, 0),
         (real.cuCtxPushCurrent, real.CUcontext(5)),

@@ -152,6 +152,59 @@ def test_layer_backward(put, name, dtype):
         compare(put, getattr(fastrelu, name), [dy, y, x, w])
 
 
+CONVOLUTIONS = sorted(name.replace("linear", "conv2d") for name in LAYER_NAMES)
+CONVOLUTION_CASES = [(name, dtype) for name in CONVOLUTIONS for dtype in ("float32", "float64", "float16")]
+MEETINGS = [
+    ((2, 3, 7, 8), (5, 3, 3, 2), {"padding": 1}),
+    ((3, 64, 30, 29), (96, 64, 3, 3), {"stride": (2, 1), "padding": (1, 2)}),
+    ((2, 24, 33, 40), (48, 6, 5, 3), {"groups": 4, "dilation": (1, 2), "padding": "same"}),
+    ((9, 256, 14, 14), (130, 256, 1, 1), {}),
+    ((4, 20, 31, 17), (20, 1, 3, 3), {"groups": 20, "stride": 3}),
+    ((1, 4, 200, 150), (33, 4, 8, 8), {"stride": 4}),
+]
+
+
+def convolution_arrays(name: str, dtype: str, x: tuple[int, ...], w: tuple[int, ...]) -> list[np.ndarray]:
+    """x, w, b, and alpha where the function has one."""
+    rng = np.random.default_rng(x[0] + w[0])
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in (x, w, w[:1])]
+    return [*arrays, rng.standard_normal(w[:1]).astype(dtype)] if name == "conv2d_prelu" else arrays
+
+
+@pytest.mark.parametrize(("name", "dtype"), CONVOLUTION_CASES if NO_GPU == "" else [("conv2d_relu", "float32")])
+def test_convolution(put, name, dtype):
+    for x, w, options in MEETINGS[:1] if NO_GPU else MEETINGS:
+        compare(put, getattr(fastrelu, name), convolution_arrays(name, dtype, x, w), **options)
+
+
+BACKWARD_CASES = [("conv2d_relu_backward", "float32"), ("conv2d_relu_backward", "float64"), ("conv2d_elu_backward", "float32")]
+
+
+@pytest.mark.parametrize(("name", "dtype"), BACKWARD_CASES[: 1 if NO_GPU else None])
+def test_convolution_backward(put, name, dtype):
+    forward = getattr(fastrelu, name.removesuffix("_backward"))
+    for shape, kernel, options in MEETINGS[:1] if NO_GPU else MEETINGS:
+        x, w, b = convolution_arrays(name, dtype, shape, kernel)
+        y = forward(x, w, b, **options)
+        dy = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)
+        compare(put, getattr(fastrelu, name), [dy, y, x, w], **options)
+
+
+@needs_torch
+def test_images_in_the_order_of_channels_last():
+    import torch
+
+    x, w, b = convolution_arrays("conv2d_relu", "float32", (3, 16, 20, 24), (32, 16, 3, 3))
+    y = fastrelu.conv2d_relu(x, w, b, padding=1)
+    dy = np.random.default_rng(1).standard_normal(y.shape, np.float32)
+    last = [torch.from_numpy(array).cuda().to(memory_format=torch.channels_last) for array in (dy, y, x, w)]
+    got = fastrelu.conv2d_relu(last[2], last[3], torch.from_numpy(b).cuda(), padding=1)
+    np.testing.assert_array_equal(bits(back(got)), bits(y))
+    got = fastrelu.conv2d_relu_backward(*last, padding=1)
+    for ours, its in zip(got, fastrelu.conv2d_relu_backward(dy, y, x, w, padding=1), strict=True):
+        np.testing.assert_array_equal(bits(back(ours)), bits(its))
+
+
 @pytest.mark.parametrize("view", [lambda a: a.T, lambda a: a[::2], lambda a: a[:, 1:], lambda a: a[::-1]])
 def test_views(put, view):
     x, w, b = layer_arrays("linear_relu", "float32", 12, 12, 6)
@@ -236,7 +289,10 @@ def test_graph_captured_by_torch():
 
     def step() -> Any:
         y = fastrelu.linear_relu(x, w, b)
-        return (y, *fastrelu.linear_relu_backward(fastrelu.relu(y), y, x, w))
+        images, kernels = x.view(16, 16, 25, 28)[:, :, :24], w[:180, :16].reshape(20, 16, 3, 3)
+        features = fastrelu.conv2d_relu(images, kernels, b[:20])
+        gradients = fastrelu.conv2d_relu_backward(features, features, images, kernels)
+        return (y, *fastrelu.linear_relu_backward(fastrelu.relu(y), y, x, w), features, *gradients)
 
     step()  # kernels are loaded before
     torch.cuda.synchronize()

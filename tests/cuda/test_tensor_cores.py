@@ -162,13 +162,15 @@ def test_gradients(ampere):
     assert_array_equal(db.copy_to_host(), fastrelu.linear_relu_backward(dy, y, x, w)[2])
 
 
-def test_gradients_that_are_added(ampere):
+@pytest.mark.parametrize("slope", ["number", "array"])
+def test_gradients_that_are_added(ampere, slope):
     x, w, b = problem(12, 20, 28)
     y = fastrelu.linear_leaky_relu(x, w, b, 0.25)
     dy, before = normal("float32", 12, 28, seed=1), normal("float32", 20, 28, seed=2)
     dw = ampere.array(before)
     given = map(ampere.array, (dy, y, x, w))
-    fastrelu.linear_leaky_relu_backward(*given, 0.25, out=(None, dw, None), wanted=["dw"], accumulate=["dw"], precision="high")
+    alpha = ampere.array(np.float32(0.25)) if slope == "array" else 0.25
+    fastrelu.linear_leaky_relu_backward(*given, alpha, out=(None, dw, None), wanted=["dw"], accumulate=["dw"], precision="high")
     assert error(dw.host, x.T, np.where(y > 0, dy, np.float32(0.25) * dy), before) < BOUNDS["float32", "high"]
 
 

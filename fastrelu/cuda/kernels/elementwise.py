@@ -27,6 +27,8 @@ LOADS = 4
 
 LANES, ONE, NUMBER = "lanes", "one", "number"
 """How an item takes an operand: element by element; one element for all; bits that are the same for all items."""
+SELECT = "select"
+"""A formula of its own: of a mask (uint8), x and y the x where the mask is not 0, else the y."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Sweep:
     Attributes
     ----------
     formula : str
-        Its name in `fastrelu.kernels.formulas`; "" copies.
+        Its name in `fastrelu.kernels.formulas`, or SELECT; "" copies.
     arithmetic : bool
         Whether the formula calculates, so that halves are widened.
     calculated : tuple of str
@@ -87,7 +89,9 @@ def _calculate(builder, spec: Sweep, operands: list):
         values.append(widened(builder, value, element) if element.is_half and spec.arithmetic else value)
     result = ELEMENTS[spec.calculated[-1]]
     value = values[0]
-    if spec.formula:
+    if spec.formula == SELECT:
+        value = builder.select(builder.icmp_unsigned("!=", value, value.type(0)), *values[1:])
+    elif spec.formula:
         value = formulas.write(spec.formula, builder, formulas.calculated_in(result, spec.arithmetic), tuple(values))
     if result.is_half and spec.arithmetic:
         value = narrowed(builder, value, result)

@@ -1,11 +1,12 @@
 """The gradient of a bias: the sum of dz over the rows.
 
-dz = f'(dy, y) as an operand of a product is an `Operand` of `fastrelu.cuda.kernels.linear`; it is stored nowhere.
+dz = f'(dy, y) as an operand of a product is an `Operand` of `fastrelu.cuda.kernels.operands`; it is stored nowhere.
 """
 
 from functools import cache
 
-from fastrelu.cuda.kernels.linear import Operand, Result, cast, reading, sums_of
+from fastrelu.cuda.kernels.linear import Result
+from fastrelu.cuda.kernels.operands import Operand, cast, reading, sums_of
 from fastrelu.cuda.launch import Kernel
 from fastrelu.cuda.memory import load, number_of, store
 from fastrelu.cuda.toolkit import cuda, types

@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from fastrelu.cuda.kernels.linear import cast, sums_of
+from fastrelu.cuda.kernels.operands import cast, sums_of
 from fastrelu.cuda.launch import Kernel
 from fastrelu.cuda.memory import load, number_of, store
 from fastrelu.cuda.toolkit import cuda, types

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -96,6 +98,10 @@ class EmulatedDriver:
 
     def synchronize(self, device: int, stream: int) -> None:
         """Likewise."""
+
+    @contextmanager
+    def aside(self, device: int) -> Iterator[int]:
+        yield 1
 
     def array(self, values: Any, *, writable: bool = True) -> DeviceArray:
         """A device array with these values, in the order of axes that they have."""
