@@ -255,8 +255,8 @@ def _team_for(pool, function, argument, parts, limit):
 
 @register_jitable
 def _is_guest(pool):
-    """Whether this thread's jobs go to another library's threads."""
-    return read_word(pool + GUEST) == _pthread_self() and read_word(pool + FORK_JOIN) != 0
+    """Whether this thread's jobs are for another library's threads."""
+    return read_word(pool + GUEST) == _pthread_self()
 
 
 @register_jitable
@@ -286,12 +286,11 @@ def _as_guest(pool, function, argument, parts, limit):
 
     All of them are asked for, since OpenMP ends threads that a job does not use; those beyond the limit have nothing to do.
     """
-    job, threads = stack(_TEAM_JOB), read_word(pool + TEAM)
-    team = smaller(smaller(limit, parts), threads)
+    job, team = stack(_TEAM_JOB), smaller(limit, parts)
     write_words(job, (function, argument, team, _pthread_self(), 0))
     for member in range(team):
         write_words(job + 64 + 64 * member, (parts * member // team, parts * (member + 1) // team))
-    call_function(read_word(pool + FORK_JOIN), (_member_address(), job, threads, 0))
+    call_function(read_word(pool + FORK_JOIN), (_member_address(), job, read_word(pool + TEAM), 0))
 
 
 def parallel_for(function, argument, parts):
@@ -307,13 +306,16 @@ def parallel_for(function, argument, parts):
         How many calls to make. All have returned when this function returns.
     """
     pool, limit = pool_address(), thread_limit()
+    is_guest = _is_guest(pool)
+    if is_guest:
+        limit = smaller(limit, read_word(pool + TEAM))
     if smaller(limit, parts) < 2 or not _own_pool(pool):
         serial_for(function, argument, parts)
         return
     others = atomic_add(pool + CALLERS, 1)
     if limit - others < 2:
         serial_for(function, argument, parts)
-    elif _is_guest(pool):
+    elif is_guest and read_word(pool + FORK_JOIN) != 0:
         _as_guest(pool, function, argument, parts, limit)
     elif not atomic_replace(pool + BUSY, 0, 1):
         serial_for(function, argument, parts)

@@ -36,7 +36,7 @@ def _is_observed() -> bool:
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
+        or torch._C._get_tracing_state() is not None  # of `torch.jit.trace`
     )
 
 
@@ -88,10 +88,10 @@ class _Linear(torch.autograd.Function):
 
 
 def _refuse(name: str, **operands: Any) -> None:
-    """Refuse what is no tensor that a function takes, or does not fit the first one."""
+    """Refuse what is no tensor that a function takes, or does not fit the first one; only bias may be None."""
     first = None
     for operand, tensor in operands.items():
-        if tensor is None:
+        if tensor is None and operand == "bias":
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: {operand} must be a tensor, not {type(tensor).__name__}")
@@ -125,12 +125,14 @@ def _checked_alpha(name: str, alpha: Any) -> float:
 
 
 def _activation(name: str, x: Tensor, *alpha: float) -> Tensor:
-    if type(x) not in _PLAIN or x.dtype not in _TYPES or not x.is_cpu:
+    is_plain = type(x) in _PLAIN
+    if not is_plain or x.dtype not in _TYPES or not x.is_cpu or x.layout is not torch.strided:
         _refuse(name, x=x)
+        is_plain = is_plain and not x.is_meta
     if alpha:
         alpha = (_checked_alpha(name, alpha[0]),)
     y: Tensor
-    if type(x) not in _PLAIN or _is_observed():
+    if not is_plain or _is_observed():
         y = call(name, x, *alpha)
     elif x.requires_grad and torch.is_grad_enabled():
         y = _Activation.apply(name, x, *alpha)
@@ -140,9 +142,9 @@ def _activation(name: str, x: Tensor, *alpha: float) -> Tensor:
 
 
 def _linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, *alpha: float) -> Tensor:
-    has_autocast = isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type)
-    if has_autocast:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    device = isinstance(x, Tensor) and ((x.is_cpu and "cpu") or (x.is_cuda and "cuda"))
+    if device and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
         x, weight, bias = (_cast(t, dtype) for t in (x, weight, bias))
     is_plain = type(x) in _PLAIN and type(weight) in _PLAIN and (bias is None or type(bias) in _PLAIN)
     if (
@@ -150,19 +152,27 @@ def _linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, *alpha: f
         or x.dtype not in _TYPES
         or weight.dtype is not x.dtype
         or not (x.is_cpu and weight.is_cpu)
+        or x.layout is not torch.strided
+        or weight.layout is not torch.strided
         or (bias is not None and (bias.dtype is not x.dtype or not bias.is_cpu))
     ):
         _refuse(name, x=x, weight=weight, bias=bias)
-    if weight.ndim != 2:
-        raise ValueError(f"{name}: weight must have two axes, (out, in), not shape {tuple(weight.shape)}")
-    n, k = weight.shape
-    if x.ndim < 1 or x.shape[-1] != k:
-        raise ValueError(f"{name}: x must have shape (..., {k}) for weight of shape ({n}, {k}), not {tuple(x.shape)}")
-    if bias is not None and (bias.ndim != 1 or bias.shape[0] != n):
-        raise ValueError(f"{name}: bias must have shape ({n},) for weight of shape ({n}, {k}), not {tuple(bias.shape)}")
+        is_plain = is_plain and not x.is_meta
     if alpha:
         alpha = (_checked_alpha(name, alpha[0]),)
     y: Tensor
+    if torch._C._get_tracing_state() is not None:  # shapes are no numbers there
+        y = OPERATORS[name](x, weight, bias, *alpha)
+        return y
+    shape, of_weight = x.shape, weight.shape
+    if len(of_weight) != 2:
+        raise ValueError(f"{name}: weight must have shape (out, in), not {tuple(of_weight)}")
+    if not shape or shape[-1] != of_weight[1]:
+        wanted = f"(..., {of_weight[1]}) for weight of shape {tuple(of_weight)}"
+        raise ValueError(f"{name}: x must have shape {wanted}, not {tuple(shape)}")
+    if bias is not None and bias.shape != of_weight[:1]:
+        wanted = f"({of_weight[0]},) for weight of shape {tuple(of_weight)}"
+        raise ValueError(f"{name}: bias must have shape {wanted}, not {tuple(bias.shape)}")
     if not is_plain or _is_observed():
         y = call(name, x, weight, bias, *alpha)
     elif torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
@@ -203,7 +213,7 @@ def prelu(x: Tensor, alpha: Tensor) -> Tensor:
             f"prelu: alpha must have 1 or {channels} values for x of shape {tuple(x.shape)}, not shape {tuple(alpha.shape)}"
         )
     y: Tensor
-    if _is_observed() or type(x) not in _PLAIN or type(alpha) not in _PLAIN:
+    if _is_observed() or x.is_meta or type(x) not in _PLAIN or type(alpha) not in _PLAIN:
         y = call("prelu", x, alpha)
     else:
         y = _PReLU.apply(x, alpha)
@@ -239,7 +249,7 @@ def softplus(x: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias, as `torch.nn.functional.linear`, in the order of `fastrelu.linear`."""
+    """X @ weight.T + bias, as `torch.nn.functional.linear`, in the order of `fastrelu.linear`."""
     if has_torch_function_variadic(x, weight, bias):
         return handle_torch_function(linear, (x, weight, bias), x, weight, bias)  # type: ignore[no-any-return]
     return _linear("linear", x, weight, bias)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,21 +28,25 @@ ACTIVATIONS = {"relu": False, "leaky_relu": True, "elu": True, "sigmoid": False,
 
 LAYERS = {"linear": False, **{f"linear_{name}": has_alpha for name, has_alpha in ACTIVATIONS.items()}}
 
+# The names of the gradients for each choice of them.
+_NAMES = {
+    wanted: tuple(itertools.compress(GRADIENTS, wanted)) for wanted in itertools.product((False, True), repeat=len(GRADIENTS))
+}
+
 Triple = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def _array(tensor: Tensor) -> Any:
     """What `fastrelu` sees of a tensor: an array of the same memory, or the tensor itself if it is on a GPU."""
     tensor = tensor.detach()
-    if tensor.is_cuda:
-        return tensor
-    if tensor.is_neg():  # the imaginary part of conjugated numbers: a sign that the memory does not have yet
-        tensor = tensor.resolve_neg()
-    if tensor.dtype is torch.bfloat16:  # which NumPy knows from ml_dtypes
+    if tensor.dtype is torch.bfloat16 and tensor.is_cpu:  # which NumPy knows from ml_dtypes
         import ml_dtypes
 
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
+        return tensor.resolve_neg().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    try:
+        return tensor.numpy()
+    except (TypeError, RuntimeError):  # on a GPU, or with a sign that the memory does not have yet
+        return tensor if tensor.is_cuda else tensor.resolve_neg().numpy()
 
 
 def _tensor(value: Any) -> Tensor:
@@ -49,7 +54,7 @@ def _tensor(value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value
     array = np.asarray(value)
-    if array.dtype.name == "bfloat16":
+    if array.dtype.kind == "V":  # bfloat16
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
@@ -65,10 +70,8 @@ def _elementwise(function: Callable[..., Any]) -> Callable[..., Tensor]:
 
 def _layer(function: Callable[..., Any]) -> Callable[..., Tensor]:
     def kernel(x: Tensor, weight: Tensor, bias: Tensor | None, *alpha: float) -> Tensor:
-        y = torch.empty(x.shape[:-1] + weight.shape[:1], dtype=x.dtype, device=x.device)
         b = None if bias is None else _array(bias)
-        run(function, _array(x), _array(weight).T, b, *alpha, out=_array(y))
-        return y
+        return _tensor(run(function, _array(x), _array(weight).T, b, *alpha))
 
     return kernel
 
@@ -77,19 +80,17 @@ def _layer_backward(function: Callable[..., Any]) -> Callable[..., Triple]:
     def kernel(
         dy: Tensor, y: Tensor | None, x: Tensor | None, weight: Tensor | None, wanted: Sequence[bool], *alpha: float
     ) -> Triple:
-        make = dy.new_empty
-        dx = make(dy.shape[:-1] + weight.shape[1:]) if wanted[0] and weight is not None else None
-        dweight = make(dy.shape[-1:] + x.shape[-1:]) if wanted[1] and x is not None else None
-        dbias = make(dy.shape[-1:]) if wanted[2] else None
-        out = tuple([None if g is None else _array(g) for g in (dx, dweight, dbias)])
-        names = tuple([name for name, want in zip(GRADIENTS, wanted, strict=True) if want])
-        # The weight and its gradient are used as they lie in the tensors, (out, in).
-        operands = [_array(dy)] if y is None else [_array(dy), _array(y)]
-        operands += [None if dweight is None or x is None else _array(x), None if dx is None else _array(weight).T]  # type: ignore[arg-type]
-        if dweight is not None:
-            out = out[0], out[1].T, out[2]
-        run(function, *operands, *alpha, out=out, wanted=names)
-        return dx, dweight, dbias
+        outputs = [_array(dy)] if y is None else [_array(dy), _array(y)]
+        rows = _array(x) if x is not None and wanted[1] else None
+        w = _array(weight).T if weight is not None and wanted[0] else None
+        out = dweight = None
+        if rows is not None:  # its gradient is written as the weight lies in its tensor: (out, in)
+            shape, like = dy.shape[-1:] + rows.shape[-1:], outputs[0]
+            dweight = dy.new_empty(shape) if dy.is_cuda else np.empty(shape, like.dtype)
+            out = None, dweight.T, None
+        names = _NAMES[tuple(wanted)]
+        dx, _, db = run(function, *outputs, rows, w, *alpha, out=out, wanted=names)
+        return tuple([None if g is None else _tensor(g) for g in (dx, dweight, db)])  # type: ignore[return-value]  # three
 
     return kernel
 

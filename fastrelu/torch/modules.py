@@ -22,7 +22,7 @@ class Linear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """input @ weight.T + bias."""
+        """Input @ weight.T + bias."""
         if torch.jit.is_scripting():
             return torch.ops.fastrelu.linear(input, self.weight, self.bias)  # type: ignore[no-any-return]
         return linear(input, self.weight, self.bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -91,7 +92,7 @@ def _has_own(layer: nn.Module) -> bool:
 
 def _pairs_in_sequence(module: nn.Sequential) -> Iterator[tuple[str, str]]:
     layers = [*module._modules.items()]
-    for (name, layer), (following_name, following) in zip(layers, layers[1:], strict=False):
+    for (name, layer), (following_name, following) in itertools.pairwise(layers):
         if layer is not None and following is not None and _is_linear(layer) and _is_relu(following):
             yield name, following_name
 
@@ -138,7 +139,7 @@ def _fuse(model: nn.Module, pairs: Any, twins: dict[nn.Module, nn.Module]) -> No
         if layer not in twins:
             twins[layer] = _twin(layer, LinearReLU)
         _replace(model, name, twins[layer])
-        _replace(model, following, nn.Identity())
+        _replace(model, following, nn.Identity().train(model.get_submodule(following).training))
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -2,9 +2,9 @@
 
 OpenMP's threads, on which PyTorch's operators run, spin for a while after each of them, on the processors that the workers of
 `fastrelu` need: a step of training that goes back and forth between both kinds took longer than with either alone. So the parts
-of these calls go to the OpenMP library that PyTorch uses. Nothing else changes: not the bits, which never depend on who
-calculates a part; nor the calls of `fastrelu` itself; and a forked child, in which OpenMP of GNU would wait for ever, uses workers
-of its own.
+of these calls go to the OpenMP library that PyTorch uses. Nothing else changes: neither the bits, which never depend on who
+calculates a part, nor the calls of `fastrelu` itself; and a forked child, in which OpenMP of GNU would wait for ever, uses
+workers of its own.
 """
 
 from __future__ import annotations
