@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastrelu import activations, gradients, layers
 from fastrelu.operations import GRADIENTS
+from fastrelu.torch.memory import empty
 from fastrelu.torch.threads import run
 
 __all__ = ["ACTIVATIONS", "KERNELS", "LAYERS"]
@@ -59,6 +60,11 @@ def _tensor(value: Any) -> Tensor:
     return torch.from_numpy(array)
 
 
+def _empty(like: Any, shape: tuple[int, ...]) -> Any:
+    """An array, or a tensor on a GPU, for a result of the type of another one."""
+    return like.new_empty(shape) if isinstance(like, Tensor) else empty(tuple(shape), like.dtype)
+
+
 def _elementwise(function: Callable[..., Any]) -> Callable[..., Tensor]:
     def kernel(*operands: Any) -> Tensor:
         result = torch.empty_like(operands[0])
@@ -70,8 +76,8 @@ def _elementwise(function: Callable[..., Any]) -> Callable[..., Tensor]:
 
 def _layer(function: Callable[..., Any]) -> Callable[..., Tensor]:
     def kernel(x: Tensor, weight: Tensor, bias: Tensor | None, *alpha: float) -> Tensor:
-        b = None if bias is None else _array(bias)
-        return _tensor(run(function, _array(x), _array(weight).T, b, *alpha))
+        rows, w, b = _array(x), _array(weight).T, None if bias is None else _array(bias)
+        return _tensor(run(function, rows, w, b, *alpha, out=_empty(rows, rows.shape[:-1] + w.shape[1:])))
 
     return kernel
 
@@ -80,16 +86,18 @@ def _layer_backward(function: Callable[..., Any]) -> Callable[..., Triple]:
     def kernel(
         dy: Tensor, y: Tensor | None, x: Tensor | None, weight: Tensor | None, wanted: Sequence[bool], *alpha: float
     ) -> Triple:
-        outputs = [_array(dy)] if y is None else [_array(dy), _array(y)]
-        rows = _array(x) if x is not None and wanted[1] else None
-        w = _array(weight).T if weight is not None and wanted[0] else None
-        out = dweight = None
-        if rows is not None:  # its gradient is written as the weight lies in its tensor: (out, in)
-            shape, like = dy.shape[-1:] + rows.shape[-1:], outputs[0]
-            dweight = dy.new_empty(shape) if dy.is_cuda else np.empty(shape, like.dtype)
-            out = None, dweight.T, None
-        names = _NAMES[tuple(wanted)]
-        dx, _, db = run(function, *outputs, rows, w, *alpha, out=out, wanted=names)
+        outputs = (_array(dy),) if y is None else (_array(dy), _array(y))
+        like = outputs[0]
+        rows = w = dx = dweight = None
+        if weight is not None and wanted[0]:
+            w = _array(weight).T
+            dx = _empty(like, like.shape[:-1] + w.shape[:1])
+        if x is not None and wanted[1]:
+            rows = _array(x)
+            dweight = _empty(like, like.shape[-1:] + rows.shape[-1:])
+        # The gradient of the weight is written as the weight lies in its tensor: (out, in).
+        out = dx, None if dweight is None else dweight.T, None
+        db = run(function, *outputs, rows, w, *alpha, out=out, wanted=_NAMES[tuple(wanted)])[2]
         return tuple([None if g is None else _tensor(g) for g in (dx, dweight, db)])  # type: ignore[return-value]  # three
 
     return kernel
