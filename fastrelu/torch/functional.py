@@ -191,21 +191,21 @@ def _cast(tensor: Any, dtype: torch.dtype) -> Any:
 def relu(x: Tensor) -> Tensor:
     """max(x, 0) of every element, as `fastrelu.relu`: a NaN stays. Its gradient is dy where the result is above 0 or NaN."""
     if has_torch_function_unary(x):
-        return handle_torch_function(relu, (x,), x)  # type: ignore[no-any-return]
+        return handle_torch_function(relu, (x,), x)
     return _activation("relu", x)
 
 
 def leaky_relu(x: Tensor, alpha: float = 0.01) -> Tensor:
     """As `fastrelu.leaky_relu`, for alpha >= 0: the result tells the sign that its gradient depends on."""
     if has_torch_function_unary(x):
-        return handle_torch_function(leaky_relu, (x,), x, alpha=alpha)  # type: ignore[no-any-return]
+        return handle_torch_function(leaky_relu, (x,), x, alpha=alpha)
     return _activation("leaky_relu", x, alpha)
 
 
 def prelu(x: Tensor, alpha: Tensor) -> Tensor:
     """As `torch.nn.functional.prelu`: alpha, of any sign, has one value, or one for each channel (axis 1)."""
     if has_torch_function_variadic(x, alpha):
-        return handle_torch_function(prelu, (x, alpha), x, alpha)  # type: ignore[no-any-return]
+        return handle_torch_function(prelu, (x, alpha), x, alpha)
     _refuse("prelu", x=x, alpha=alpha)
     channels = x.shape[min(1, x.ndim - 1)] if x.ndim else 1
     if alpha.ndim > 1 or alpha.numel() not in (1, channels):
@@ -223,35 +223,35 @@ def prelu(x: Tensor, alpha: Tensor) -> Tensor:
 def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
     """As `fastrelu.elu`, for alpha >= 0."""
     if has_torch_function_unary(x):
-        return handle_torch_function(elu, (x,), x, alpha=alpha)  # type: ignore[no-any-return]
+        return handle_torch_function(elu, (x,), x, alpha=alpha)
     return _activation("elu", x, alpha)
 
 
 def sigmoid(x: Tensor) -> Tensor:
     """As `fastrelu.sigmoid`."""
     if has_torch_function_unary(x):
-        return handle_torch_function(sigmoid, (x,), x)  # type: ignore[no-any-return]
+        return handle_torch_function(sigmoid, (x,), x)
     return _activation("sigmoid", x)
 
 
 def tanh(x: Tensor) -> Tensor:
     """As `fastrelu.tanh`."""
     if has_torch_function_unary(x):
-        return handle_torch_function(tanh, (x,), x)  # type: ignore[no-any-return]
+        return handle_torch_function(tanh, (x,), x)
     return _activation("tanh", x)
 
 
 def softplus(x: Tensor) -> Tensor:
     """As `fastrelu.softplus`: log(1 + e**x), with no threshold beyond which it would be x."""
     if has_torch_function_unary(x):
-        return handle_torch_function(softplus, (x,), x)  # type: ignore[no-any-return]
+        return handle_torch_function(softplus, (x,), x)
     return _activation("softplus", x)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """X @ weight.T + bias, as `torch.nn.functional.linear`, in the order of `fastrelu.linear`."""
     if has_torch_function_variadic(x, weight, bias):
-        return handle_torch_function(linear, (x, weight, bias), x, weight, bias)  # type: ignore[no-any-return]
+        return handle_torch_function(linear, (x, weight, bias), x, weight, bias)
     return _linear("linear", x, weight, bias)
 
 
@@ -290,40 +290,40 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     ([[1.0, 0.0]], [[1.0, 2.0], [0.0, 0.0]])
     """
     if has_torch_function_variadic(x, weight, bias):
-        return handle_torch_function(linear_relu, (x, weight, bias), x, weight, bias)  # type: ignore[no-any-return]
+        return handle_torch_function(linear_relu, (x, weight, bias), x, weight, bias)
     return _linear("linear_relu", x, weight, bias)
 
 
 def linear_leaky_relu(x: Tensor, weight: Tensor, bias: Tensor | None = None, alpha: float = 0.01) -> Tensor:
     """leaky_relu(x @ weight.T + bias) in one pass, for alpha >= 0."""
     if has_torch_function_variadic(x, weight, bias):
-        return handle_torch_function(linear_leaky_relu, (x, weight, bias), x, weight, bias, alpha=alpha)  # type: ignore[no-any-return]
+        return handle_torch_function(linear_leaky_relu, (x, weight, bias), x, weight, bias, alpha=alpha)
     return _linear("linear_leaky_relu", x, weight, bias, alpha)
 
 
 def linear_elu(x: Tensor, weight: Tensor, bias: Tensor | None = None, alpha: float = 1.0) -> Tensor:
     """elu(x @ weight.T + bias) in one pass, for alpha >= 0."""
     if has_torch_function_variadic(x, weight, bias):
-        return handle_torch_function(linear_elu, (x, weight, bias), x, weight, bias, alpha=alpha)  # type: ignore[no-any-return]
+        return handle_torch_function(linear_elu, (x, weight, bias), x, weight, bias, alpha=alpha)
     return _linear("linear_elu", x, weight, bias, alpha)
 
 
 def linear_sigmoid(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """sigmoid(x @ weight.T + bias) in one pass."""
     if has_torch_function_variadic(x, weight, bias):
-        return handle_torch_function(linear_sigmoid, (x, weight, bias), x, weight, bias)  # type: ignore[no-any-return]
+        return handle_torch_function(linear_sigmoid, (x, weight, bias), x, weight, bias)
     return _linear("linear_sigmoid", x, weight, bias)
 
 
 def linear_tanh(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """tanh(x @ weight.T + bias) in one pass."""
     if has_torch_function_variadic(x, weight, bias):
-        return handle_torch_function(linear_tanh, (x, weight, bias), x, weight, bias)  # type: ignore[no-any-return]
+        return handle_torch_function(linear_tanh, (x, weight, bias), x, weight, bias)
     return _linear("linear_tanh", x, weight, bias)
 
 
 def linear_softplus(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """softplus(x @ weight.T + bias) in one pass."""
     if has_torch_function_variadic(x, weight, bias):
-        return handle_torch_function(linear_softplus, (x, weight, bias), x, weight, bias)  # type: ignore[no-any-return]
+        return handle_torch_function(linear_softplus, (x, weight, bias), x, weight, bias)
     return _linear("linear_softplus", x, weight, bias)

@@ -24,7 +24,7 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Input @ weight.T + bias."""
         if torch.jit.is_scripting():
-            return torch.ops.fastrelu.linear(input, self.weight, self.bias)  # type: ignore[no-any-return]
+            return torch.ops.fastrelu.linear(input, self.weight, self.bias)
         return linear(input, self.weight, self.bias)
 
 
@@ -43,5 +43,5 @@ class LinearReLU(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """relu(input @ weight.T + bias)."""
         if torch.jit.is_scripting():
-            return torch.ops.fastrelu.linear_relu(input, self.weight, self.bias)  # type: ignore[no-any-return]
+            return torch.ops.fastrelu.linear_relu(input, self.weight, self.bias)
         return linear_relu(input, self.weight, self.bias)

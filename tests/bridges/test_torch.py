@@ -16,6 +16,7 @@ functional = torch.nn.functional
 
 import fastrelu.torch as ft  # noqa: E402  # it needs PyTorch
 from fastrelu.native import pool  # noqa: E402
+from fastrelu.torch import memory  # noqa: E402
 
 PEERS = {
     "relu": functional.relu,
@@ -181,6 +182,34 @@ def test_autocast_casts_what_pytorch_casts():
         assert ft.linear_relu(X.bfloat16(), weight).dtype is torch.bfloat16
     y.float().sum().backward()
     assert weight.grad.dtype is torch.float32
+
+
+def test_memory_of_results_is_used_again_when_nobody_sees_it():
+    x, weight = torch.ones(256, 300), torch.eye(300)  # large enough to be kept
+    first = ft.linear(x, weight)
+    place, seen = first.data_ptr(), first[1:]
+    assert place % 64 == 0
+    del first
+    second = ft.linear(x, 2 * weight)
+    assert second.data_ptr() != place
+    assert (seen == 1).all(), "a view was overwritten"
+    as_array = seen.numpy()
+    del seen
+    assert ft.linear(x, weight).data_ptr() not in (place, second.data_ptr())
+    assert (as_array == 1).all()
+    del as_array
+    assert place in [result.data_ptr() for result in [ft.linear(x, weight) for _ in range(3)]]
+    del second
+    fastrelu.release_memory()
+    assert sum(map(len, memory._blocks.values())) <= 1
+
+
+def test_memory_is_not_kept_without_end(monkeypatch):
+    monkeypatch.setattr(memory, "MOST", 1 << 20)
+    fastrelu.release_memory()
+    results = [ft.linear(torch.ones(256, 300), torch.ones(300 + i, 300)) for i in range(8)]
+    assert memory._kept() <= 1 << 20
+    assert all((result == 300).all() for result in results)
 
 
 def large():

@@ -1,4 +1,4 @@
-"""Gradients of `fastrelu.torch`, of first and higher order, and what PyTorch's compilers and transforms make of its functions."""
+"""Gradients of `fastrelu.torch`, of first and higher order, and its functions under PyTorch's compilers and transforms."""
 
 import pytest
 
@@ -214,7 +214,9 @@ def test_functional_transforms_compose():
         )
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     alpha = torch.linspace(0, 1, 5)
-    torch.testing.assert_close(vmap(ft.prelu, (0, None))(rows, alpha), functional.prelu(rows.flatten(0, 1), alpha).view_as(rows))
+    torch.testing.assert_close(
+        vmap(ft.prelu, (0, None))(rows, alpha), functional.prelu(rows.flatten(0, 1), alpha).view_as(rows)
+    )
     layer = ft.LinearReLU(5, 3)
     state = dict(layer.named_parameters())
     gradients = grad(lambda s: functional_call(layer, s, (x,)).sum())(state)

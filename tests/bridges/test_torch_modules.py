@@ -165,7 +165,7 @@ def test_layers_that_are_called_twice_stay():
 
 
 def test_what_is_no_module_is_refused():
-    with pytest.raises(TypeError, match="replace_linear_relu: model must be a torch.nn.Module, not list"):
+    with pytest.raises(TypeError, match=r"replace_linear_relu: model must be a torch\.nn\.Module, not list"):
         replace_linear_relu([nn.Linear(2, 2)])
 
 
