@@ -1,5 +1,5 @@
-"""Steps of training in PyTorch with `fastrelu.torch.replace_linear_relu` and without: ``python -m bench.torch_training`` measures
-them and writes torch_training.json and a table into the README.
+"""Steps of training in PyTorch with `fastrelu.torch.replace_linear_relu` and without: ``python -m bench.torch_training``
+measures them and writes torch_training.json and a table into the README.
 
 Both sides run the same loop with PyTorch's own optimizer and loss, timed in turns in one process. Beside the ratios stands what
 they could be at most: if all products ran at the processor's limit of multiply-adds and only the optimizer took time besides.

@@ -67,10 +67,11 @@ def replace_linear_relu(model: M, *, every_linear: bool = False) -> M:
     if any(map(_is_relu, model.modules())) and not isinstance(model, nn.Sequential):
         _fuse(model, _pairs_in_graph(model), twins)
     if every_linear:
+        twins = {}
         for module in [*model.modules()]:
             for name, child in module._modules.items():
                 if child is not None and _is_linear(child):
-                    module._modules[name] = _twin(child, Linear)
+                    module._modules[name] = twins.setdefault(child, _twin(child, Linear))
     return model
 
 

@@ -10,6 +10,7 @@ workers of its own.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any
@@ -35,7 +36,13 @@ def _fork_join() -> int:
     return 0
 
 
+def _in_child() -> None:
+    pool.write(pool.FORK_JOIN, 0)  # for systems on which a child inherits the word
+
+
 pool.write(pool.FORK_JOIN, _fork_join())
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def run(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:

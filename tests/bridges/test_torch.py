@@ -238,6 +238,19 @@ def test_bits_do_not_depend_on_whose_threads_work():
         torch.set_num_threads(before)
 
 
+def test_subnormal_numbers_are_kept_on_threads_that_flush_them():
+    x, weight = torch.full((256, 512), 2.0**-75), torch.full((512, 512), 2.0**-74)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("PyTorch cannot flush them here")
+    try:
+        torch.ones(1 << 20).add(1)  # on all threads
+        y = ft.linear(x, weight)
+        torch.set_flush_denormal(False)
+        assert (y == 512 * 2.0**-149).all()
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def work_on_pytorchs_threads():
     torch.set_num_threads(3)
     with fastrelu.num_threads(3):

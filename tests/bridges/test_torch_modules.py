@@ -50,6 +50,10 @@ def test_every_linear_on_request():
     assert kinds(model) == [LinearReLU, nn.Identity, Linear]
     is_equal(mlp(6, 5, 3), model, 7, 6)
     assert type(replace_linear_relu(nn.Linear(3, 2), every_linear=True)) is nn.Linear, "which the caller holds"
+    shared = nn.Linear(3, 3)
+    pair = replace_linear_relu(nn.ModuleList([shared, shared]), every_linear=True)
+    assert type(pair[0]) is Linear
+    assert pair[0] is pair[1]
 
 
 def test_nested_and_shared_layers():
