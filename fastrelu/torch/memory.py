@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastrelu import memory
+from fastrelu.native.routine import address
 
 __all__ = ["empty", "release"]
 
@@ -68,7 +69,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def _within(block: np.ndarray, size: int) -> np.ndarray:
-    start = -block.ctypes.data % _ALIGNMENT
+    start = -address(block) % _ALIGNMENT
     return block[start : start + size]
 
 
