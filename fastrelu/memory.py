@@ -7,6 +7,12 @@ import sys
 from collections.abc import Callable
 
 _tidy: Callable[[int, int], int] | None = None
+_others: list[Callable[[], object]] = []
+
+
+def watch(release: Callable[[], object]) -> None:
+    """Have `release` called when memory is to be given back."""
+    _others.append(release)
 
 
 def use(address: int) -> None:
@@ -20,7 +26,8 @@ def release_memory() -> int:
 
     Every thread that calculates a product, whether of Python or of the package's own pool, keeps 2 MB for packing until it
     ends. The next product gets new pages, which takes it some 0.2 ms more. Memory in use by another thread's call stays. With
-    glibc, what the allocator keeps of memory that was freed before goes back as well.
+    glibc, what the allocator keeps of memory that was freed before goes back as well, and so does what `fastrelu.torch` keeps
+    of large results.
 
     Returns
     -------
@@ -34,6 +41,8 @@ def release_memory() -> int:
     True
     """
     released = _tidy(mmap.PAGESIZE, 0) if _tidy is not None else 0
+    for release in _others:
+        release()
     # Sums and copies that a call needs for a while come from the allocator.
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(ctypes.c_size_t(0))

@@ -10,6 +10,8 @@ has not woken up.
   two parts, as there are other callers, and come back when those have finished.
 * After a fork the child has no workers, and the word that tells whose they are is 0 or another process: it starts its own.
 * At interpreter exit nothing has to be stopped: no worker ever touches Python.
+* OpenMP's threads spin for a while after each of their jobs, on the processors that workers would need. So a thread that calls
+  from among another library's OpenMP jobs may ask for that library's threads (`fastrelu.torch.threads`).
 
 The words of the pool stand in a block of memory that `fastrelu.native.pool` lays out and provides.
 """
@@ -26,8 +28,11 @@ from fastrelu.kernels.memory import (
     atomic_replace,
     atomic_write,
     call_address,
+    call_function,
     callback_address,
+    enter_default_float_status,
     larger,
+    leave_float_status,
     read_word,
     set_float_status,
     smaller,
@@ -44,8 +49,11 @@ from fastrelu.native.pool import (
     CALLERS,
     CONDITION,
     DEFAULT,
+    FORK_JOIN,
+    GUEST,
     JOB,
     LIMIT,
+    MAX_THREADS,
     MUTEX,
     OWNER,
     PARALLEL_FOR,
@@ -55,10 +63,13 @@ from fastrelu.native.pool import (
     SLEEPERS,
     STARTED,
     STATE,
+    TEAM,
 )
 
 # Of the state word: set while parts are handed out; below it the number of workers inside, from 2**32 up the generation.
 OPEN = 1 << 31
+# Bytes that describe a job to another library's threads: its words, and each thread's range.
+_TEAM_JOB = 64 * (1 + MAX_THREADS)
 # A worker looks for work for about 30 us before it sleeps: a wake-up costs as much.
 SPINS = 1000
 
@@ -74,6 +85,7 @@ _mutex_unlock = types.ExternalFunction("pthread_mutex_unlock", _int(_word))
 _condition_init = types.ExternalFunction("pthread_cond_init", _int(_word, _word))
 _condition_wait = types.ExternalFunction("pthread_cond_wait", _int(_word, _word))
 _condition_broadcast = types.ExternalFunction("pthread_cond_broadcast", _int(_word))
+_pthread_self = types.ExternalFunction("pthread_self", _word())
 _getpid = types.ExternalFunction("getpid", _int())
 _sched_yield = types.ExternalFunction("sched_yield", _int())
 
@@ -241,6 +253,46 @@ def _team_for(pool, function, argument, parts, limit):
     atomic_write(pool + BUSY, 0)
 
 
+@register_jitable
+def _is_guest(pool):
+    """Whether this thread's jobs are for another library's threads."""
+    return read_word(pool + GUEST) == _pthread_self()
+
+
+@register_jitable
+def _member(job):
+    """What every thread of another library's team runs: its own range of parts first, then the others', as `_work`."""
+    function, argument, team, caller, _ = words(job, 5)
+    me = 0 if _pthread_self() == caller else atomic_add(job + 32, 1) + 1
+    if me >= team:
+        return
+    status = enter_default_float_status()
+    for turn in range(team):
+        part_range = job + 64 + 64 * ((me + turn) % team)
+        end = read_word(part_range + 8)
+        part = atomic_add(part_range, 1)
+        while part < end:
+            call_address(function, argument, part)
+            part = atomic_add(part_range, 1)
+    leave_float_status(status)
+
+
+_member_address = callback_address(_member, 1)
+
+
+@register_jitable
+def _as_guest(pool, function, argument, parts, limit):
+    """`parallel_for` on another library's threads.
+
+    All of them are asked for, since OpenMP ends threads that a job does not use; those beyond the limit have nothing to do.
+    """
+    job, team = stack(_TEAM_JOB), smaller(limit, parts)
+    write_words(job, (function, argument, team, _pthread_self(), 0))
+    for member in range(team):
+        write_words(job + 64 + 64 * member, (parts * member // team, parts * (member + 1) // team))
+    call_function(read_word(pool + FORK_JOIN), (_member_address(), job, read_word(pool + TEAM), 0))
+
+
 def parallel_for(function, argument, parts):
     """Call ``function(argument, part)`` for every part in ``range(parts)``, on several threads, in any order.
 
@@ -254,11 +306,18 @@ def parallel_for(function, argument, parts):
         How many calls to make. All have returned when this function returns.
     """
     pool, limit = pool_address(), thread_limit()
+    is_guest = _is_guest(pool)
+    if is_guest:
+        limit = smaller(limit, read_word(pool + TEAM))
     if smaller(limit, parts) < 2 or not _own_pool(pool):
         serial_for(function, argument, parts)
         return
     others = atomic_add(pool + CALLERS, 1)
-    if limit - others < 2 or not atomic_replace(pool + BUSY, 0, 1):
+    if limit - others < 2:
+        serial_for(function, argument, parts)
+    elif is_guest and read_word(pool + FORK_JOIN) != 0:
+        _as_guest(pool, function, argument, parts, limit)
+    elif not atomic_replace(pool + BUSY, 0, 1):
         serial_for(function, argument, parts)
     else:
         _team_for(pool, function, argument, parts, limit)

@@ -16,7 +16,7 @@ from fastrelu.native.guard import lock, table_lock, uninterrupted
 # C functions that the pool calls, and those that LLVM itself may call for an operation that the processor lacks.
 _C_FUNCTIONS = frozenset(
     (
-        *("pthread_create", "pthread_detach", "pthread_sigmask", "sigfillset", "getpid", "sched_yield"),
+        *("pthread_create", "pthread_detach", "pthread_sigmask", "pthread_self", "sigfillset", "getpid", "sched_yield"),
         *("pthread_mutex_init", "pthread_mutex_lock", "pthread_mutex_unlock"),
         *("pthread_cond_init", "pthread_cond_wait", "pthread_cond_broadcast"),
         *("pthread_key_create", "pthread_key_delete", "pthread_getspecific", "pthread_setspecific", "malloc", "free"),

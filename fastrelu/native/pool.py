@@ -20,7 +20,10 @@ MAX_THREADS = 256
 MAX_SCRATCHES = 1024
 
 # Offsets in bytes. Words that different threads write stand in different cache lines.
-OWNER = 0  # process that the workers belong to, negative while one thread sets the pool up; alone on its pages
+OWNER = 0  # process that the workers belong to, negative while one thread sets the pool up
+# A thread (its pthread) whose jobs go to another library's threads, while they do; the address of that library's
+# GOMP_parallel, and the number of its threads. Like OWNER on pages of which a forked child finds nothing.
+GUEST, FORK_JOIN, TEAM = 64, 72, 80
 _REST = 1 << 16  # the largest pages that there are
 BUSY = _REST  # 1 while a caller has the pool
 STATE = _REST + 64  # the current job's generation, whether it is open, and the number of workers inside
