@@ -12,11 +12,12 @@ import onnx.checker
 import onnx.defs
 import onnx.shape_inference
 from numpy import ndarray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 import fastrelu
 from fastrelu import nn
 from fastrelu.onnx.graph import TYPES
+from fastrelu.operations import FLOATS
 
 __all__ = ["export", "save"]
 
@@ -215,6 +216,27 @@ def _input(model: Any, shape: Sequence[int | str | None] | None, dtype: Any) -> 
     raise ValueError("export: input_shape must be given, since the first layer does not tell what it reads")
 
 
+def _inferred_output(model: Any) -> Any:
+    """The output with the shape that onnx infers, which needs of long weights no more than their shapes."""
+    graph = model.graph
+    inputs, short = [*graph.input], []
+    for tensor in graph.initializer:
+        if len(tensor.raw_data) <= 64:
+            short.append(tensor)
+        else:
+            inputs.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    light = helper.make_model(
+        helper.make_graph(graph.node, graph.name, inputs, graph.output, short),
+        opset_imports=model.opset_import,
+        ir_version=model.ir_version,
+    )
+    try:
+        inferred = onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise ValueError(f"export: the layers do not fit the input: {error}") from None
+    return inferred.graph.output[0]
+
+
 def export(
     model: Any,
     path: str | os.PathLike[str] | None = None,
@@ -232,8 +254,8 @@ def export(
     path : path, optional
         A file to write it to. Weights of more than 2 GB are put into a file of the same name with ``.data`` behind it.
     input_shape : tuple, optional
-        Lengths of the axes of x; a name or None where any length will do. By default what the first layer tells, with a batch of
-        any length, and images of any size. Needed where no layer tells, and for rows that are not in a plain batch.
+        Lengths of the axes of x; a name or None where any length will do. By default what the first layer tells, with a batch
+        of any length and images of any size. Needed where no layer tells, and for rows that are not in a plain batch.
     dtype : dtype, optional
         Type of x in a model without parameters, by default float32.
     opset : int, optional
@@ -242,7 +264,7 @@ def export(
     Returns
     -------
     onnx.ModelProto
-        The model, checked by `onnx.checker`.
+        The model, checked by `onnx.checker` unless it has more than 2 GB.
 
     Raises
     ------
@@ -268,7 +290,7 @@ def export(
     most = onnx.defs.onnx_opset_version()
     if not 13 <= opset <= most:
         raise ValueError(f"export: opset must be 13 to {most}, not {opset}")
-    if found.name not in _NUMBERS:
+    if found.name not in (*FLOATS, "int64"):
         raise TypeError(f"export: dtype must be a float type, not {found}")
     writer = _Writer(len(shape), found, opset)
     _write(writer, model)
@@ -286,10 +308,9 @@ def export(
         producer_name="fastrelu",
         producer_version=fastrelu.__version__,
     )
+    made.graph.output[0].CopyFrom(_inferred_output(made))
     is_large = sum(len(tensor.raw_data) for tensor in made.graph.initializer) > _LARGEST
     if not is_large:
-        made = onnx.shape_inference.infer_shapes(made, check_type=True, strict_mode=True, data_prop=True)
-        del made.graph.value_info[:]
         onnx.checker.check_model(made, full_check=True)
     if path is not None:
         path = os.fspath(path)

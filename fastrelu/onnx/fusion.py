@@ -34,7 +34,8 @@ def steps(graph: Graph, given: Collection[str]) -> tuple[list[Step], Mapping[str
     nodes = [replace(node, constants=constants) for node in graph.nodes]
     for node in nodes:
         check(node)
-    nodes = _folded(_needed(nodes, [value.name for value in graph.outputs]), constants, given)
+    types = {value.name: value.dtype for value in (*graph.inputs, *graph.defaults) if value.name in given}
+    nodes = _folded(_needed(nodes, [value.name for value in graph.outputs]), constants, types)
     return _fused(nodes, [value.name for value in graph.outputs]), constants
 
 
@@ -48,13 +49,16 @@ def _needed(nodes: Iterable[Node], wanted: Iterable[str]) -> list[Node]:
     return kept[::-1]
 
 
-def _folded(nodes: Iterable[Node], constants: MutableMapping[str, ndarray], given: Collection[str]) -> list[Node]:
-    """The nodes that depend on an argument; the results of the others become constants."""
-    known, rest = {*given, ""}, []
+def _folded(nodes: Iterable[Node], constants: MutableMapping[str, ndarray], types: Mapping[str, np.dtype[Any]]) -> list[Node]:
+    """The nodes that depend on an argument, of which `types` are known; the results of the others become constants."""
+    known, rest = {*types, ""}, []
     for node in nodes:
         missing = [name for name in node.inputs if name not in known and name not in constants]
         if missing:
             raise ValueError(f"load: {node} needs {missing[0]!r}, which neither an input nor a node before it gives")
+        if node.operator == "CastLike" and node.inputs[0] in constants and node.inputs[1] in types:
+            constants[node.outputs[0]] = constants[node.inputs[0]].astype(types[node.inputs[1]])
+            continue
         if not all(name in constants for name in node.inputs if name):
             known.update(node.outputs)
             rest.append(node)
@@ -100,11 +104,20 @@ def _fused(nodes: Iterable[Node], outputs: Iterable[str]) -> list[Step]:
     done: set[Node] = set()
     for node in nodes:
         if node not in done:
-            step = _layer(node, chain) or Step(_built(build, node), (node,), node.outputs)
+            step = _layer(node, chain) or _expm1(node, chain) or Step(_built(build, node), (node,), node.outputs)
             # It stands where the last of its nodes did: what that reads is there by then.
             made[step.nodes[-1]] = step
             done.update(step.nodes)
     return [made[node] for node in nodes if node in made]
+
+
+def _expm1(node: Node, chain: _Chain) -> Step | None:
+    """exp(x) - 1, of which nothing is left for a small x in two steps."""
+    after = chain.after(node) if node.operator == "Exp" else None
+    one = after.constant(1) if after is not None and after.operator == "Sub" else None
+    if after is None or one is None or one.ndim or one != 1:
+        return None
+    return Step(Kernel(np.expm1, node.inputs, "NumPy"), (node, after), after.outputs)
 
 
 _LAYERS: dict[str, Callable[[Node], Layer | Convolution | None]] = {
@@ -124,7 +137,8 @@ def _layer(node: Node, chain: _Chain) -> Step | None:
     while (after := chain.after(nodes[-1])) is not None and (taken := _taken(layer, after, nodes[-1].outputs[0])) is not None:
         layer = taken
         nodes.append(after)
-    name, alpha = "", None
+    name: str = ""
+    alpha: Any = None
     if after is not None and after.operator in ACTIVATIONS:
         name, alpha = activation(after)
     elif after is not None and after.operator == "PRelu" and (slope := after.constant(1)) is not None:

@@ -129,8 +129,9 @@ def dtype_of(number: int, what: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
+        name = ml_dtypes.bfloat16
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
 
 
 def array_of(tensor: Any, what: str) -> ndarray:
@@ -138,7 +139,7 @@ def array_of(tensor: Any, what: str) -> ndarray:
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise ValueError(f"load: {what} is kept in another file; load the model by its path, not as bytes or an object")
     dtype = dtype_of(tensor.data_type, what)
-    array = numpy_helper.to_array(tensor)
+    array: ndarray = numpy_helper.to_array(tensor)
     return array if array.dtype == dtype else array.astype(dtype)  # older versions of onnx give float32 for bfloat16
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numpy import ndarray
-
-from fastrelu.onnx.graph import Graph, Value, proto_of, read
+from fastrelu.onnx.graph import Value, proto_of, read
 from fastrelu.onnx.plan import Plan
 
 __all__ = ["Model", "load"]
@@ -56,10 +54,10 @@ class Model:
     def __call__(self, *arrays: Any, **named: Any) -> Any:
         plan = self._plan
         try:
-            if named or len(arrays) != self._count or (self._count == 1 and type(arrays[0]) is dict):
-                plan, arrays = self._arguments(arrays, named)
-                return plan.run(*arrays)
-            return self._run(*arrays)
+            if len(arrays) == self._count and not named and type(arrays[0]) is not dict:
+                return self._run(*arrays)
+            plan, arrays = self._arguments(arrays, named)
+            return plan.run(*arrays)
         except (TypeError, ValueError, IndexError) as error:
             raise plan.explain(error) from None
 
@@ -103,8 +101,8 @@ class Model:
 def load(model: Any) -> Model:
     """Read an ONNX model.
 
-    What depends on no input is calculated once; matrix weights are packed once. A bias and an activation that follow a product or a
-    convolution become part of its call, and a batch normalization that follows a convolution part of its weight.
+    What depends on no input is calculated once; matrix weights are packed once. A bias and an activation that follow a product
+    or a convolution become part of its call, and a batch normalization that follows a convolution part of its weight.
 
     Parameters
     ----------
@@ -132,7 +130,7 @@ def load(model: Any) -> Model:
     --------
     >>> import numpy as np
     >>> from fastrelu import nn, onnx
-    >>> network = nn.Sequential(nn.Linear(4, 3, rng=0), nn.ReLU(), nn.Linear(3, 2, rng=1))
+    >>> network = nn.Sequential(nn.Linear(4, 8, rng=0), nn.ReLU(), nn.Linear(8, 2, rng=1))
     >>> model = onnx.load(onnx.export(network))
     >>> x = np.ones((5, 4), np.float32)
     >>> np.array_equal(model(x), network.predict(x))
@@ -140,7 +138,7 @@ def load(model: Any) -> Model:
     >>> model
     Model 'fastrelu' from x float32 (N, 4), to y float32 (N, 2)
        nodes        call                               gives
-    1  Gemm + Relu  linear_relu, packed 4 x 3 float32  1
-    2  Gemm         linear 3 x 2 float32               y
+    1  Gemm + Relu  linear_relu, packed 4 x 8 float32  1
+    2  Gemm         linear 8 x 2 float32               y
     """
     return Model(proto_of(model))

@@ -12,7 +12,7 @@ from numpy import ndarray
 
 import fastrelu
 from fastrelu.onnx.graph import Node
-from fastrelu.onnx.reductions import sum_type
+from fastrelu.onnx.reductions import least, sum_type
 from fastrelu.onnx.registry import operator
 from fastrelu.onnx.windows import Axis, Windows, padded, views
 
@@ -36,7 +36,7 @@ def _max_pool(node: Node) -> Callable[..., Any]:
     # What the kernel takes as it is; everything else is padded first.
     is_plain = is_2d and windows.auto_pad in ("NOTSET", "VALID") and len(pads) == 4 and pads[:2] == pads[2:]
     is_plain = is_plain and not has_places and all(2 * p <= k for p, k in zip(pads, windows.kernel, strict=False))
-    arguments = windows.kernel, windows.strides or (1, 1), pads[:2], windows.dilations or (1, 1), windows.ceil_mode
+    arguments: Any = windows.kernel, windows.strides or (1, 1), pads[:2], windows.dilations or (1, 1), windows.ceil_mode
 
     def max_pool(x: ndarray) -> Any:
         axes = windows.axes(x.shape[2:], windows.kernel)
@@ -45,17 +45,12 @@ def _max_pool(node: Node) -> Callable[..., Any]:
             return (np.zeros(shape, x.dtype), np.zeros(shape, np.int64)) if has_places else np.zeros(shape, x.dtype)
         if is_plain:
             return fastrelu.max_pool2d(x, *arguments)
-        whole = padded(x, axes, _least(x.dtype))
+        whole = padded(x, axes, least(x.dtype))
         if not has_places:
             return _maxima(whole, axes)
         return _with_places(whole, axes, by_columns)
 
     return max_pool
-
-
-def _least(dtype: np.dtype[Any]) -> Any:
-    """What is below all else."""
-    return np.iinfo(dtype).min if dtype.kind in "iu" else dtype.type(-np.inf)
 
 
 def _maxima(x: ndarray, axes: tuple[Axis, ...]) -> Any:
@@ -126,4 +121,5 @@ def _counts(axis: Axis, counts_pads: bool) -> ndarray:
     """How many taps of each window count: those in the image, or also those in what the node adds to it."""
     at = np.add.outer(np.array(axis.starts()), np.arange(axis.taps) * axis.gap)
     before, after = (axis.before, axis.after) if counts_pads else (0, 0)
-    return ((at >= -before) & (at < axis.size + after)).sum(1)
+    counts: ndarray = ((at >= -before) & (at < axis.size + after)).sum(1)
+    return counts

@@ -122,7 +122,7 @@ def _gemm(node: Node) -> Kernel | Callable[..., Any]:
         return layer.kernel("", None)
     alpha, beta = float(node.get("alpha", 1.0)), float(node.get("beta", 1.0))
     turns = bool(node.get("transA")), bool(node.get("transB"))
-    linear: Any = ufuncs.linear_no_bias
+    linear: Any = ufuncs.linear
 
     def gemm(a: ndarray, b: ndarray, c: ndarray | None = None) -> Any:
         dtype = a.dtype
@@ -131,7 +131,7 @@ def _gemm(node: Node) -> Kernel | Callable[..., Any]:
         a, b = (m.T if turn else m for m, turn in zip((a, b), turns, strict=True))
         if is_float(a):
             sums = wide(dtype)  # halves are rounded once, at the end
-            y = linear(a.astype(sums, copy=False), b.astype(sums, copy=False))
+            y = linear(a.astype(sums, copy=False), b.astype(sums, copy=False), np.zeros(b.shape[1], sums))
             y, c = y if alpha == 1.0 else y * sums.type(alpha), None if c is None else c.astype(sums, copy=False)
         else:
             y = np.matmul(a, b)
@@ -148,16 +148,26 @@ def _matmul(node: Node) -> Kernel | Callable[..., Any]:
     layer = layer_of(node)
     if layer is not None:
         return layer.kernel("", None)
-    linear: Any = ufuncs.linear_no_bias
+    linear: Any = ufuncs.linear
 
     def matmul(a: ndarray, b: ndarray) -> Any:
         if not is_float(a) or not a.ndim or not b.ndim:
             return np.matmul(a, b)
         if b.ndim == 1:
-            return linear(a, b[:, None])[..., 0]
-        if a.ndim == 1:
-            return linear(a, b)
-        return linear(a, b[..., None, :, :])
+            return linear(a, b[:, None], np.zeros(1, b.dtype))[..., 0]
+        return linear(a, b if a.ndim == 1 else b[..., None, :, :], np.zeros(b.shape[-1], b.dtype))
 
     return matmul
 
+
+@operator("MatMulInteger")
+def _matmul_integer(node: Node) -> Callable[..., Any]:
+    def matmul(a: ndarray, b: ndarray, a_zero: ndarray | None = None, b_zero: ndarray | None = None) -> Any:
+        left, right = a.astype(np.int32), b.astype(np.int32)
+        if a_zero is not None:  # one for each row
+            left -= a_zero[..., None].astype(np.int32) if a_zero.ndim else a_zero.astype(np.int32)
+        if b_zero is not None:
+            right -= b_zero.astype(np.int32)
+        return np.matmul(left, right)
+
+    return matmul

@@ -14,7 +14,7 @@ from fastrelu.onnx.graph import Node
 from fastrelu.onnx.registry import operator
 from fastrelu.onnx.shapes import numbers
 
-__all__ = ["sum_type"]
+__all__ = ["least", "sum_type"]
 
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 FLAT = 13
@@ -38,9 +38,31 @@ def _mean(x: ndarray, axes: Any, keepdims: bool) -> Any:
     return np.mean(x, axes, dtype=sum_type(x.dtype), keepdims=keepdims)
 
 
+def least(dtype: np.dtype[Any]) -> Any:
+    """What no value is below."""
+    if dtype.kind in "iu":
+        return np.iinfo(dtype).min
+    return False if dtype.kind == "b" else dtype.type(-np.inf)
+
+
+def _most(dtype: np.dtype[Any]) -> Any:
+    """What no value is above."""
+    if dtype.kind in "iu":
+        return np.iinfo(dtype).max
+    return True if dtype.kind == "b" else dtype.type(np.inf)
+
+
+def _max(x: ndarray, axes: Any, keepdims: bool) -> Any:
+    return np.max(x, axes, keepdims=keepdims, initial=least(x.dtype))
+
+
+def _min(x: ndarray, axes: Any, keepdims: bool) -> Any:
+    return np.min(x, axes, keepdims=keepdims, initial=_most(x.dtype))
+
+
 _REDUCE: dict[str, Callable[..., Any]] = {
-    "ReduceMax": lambda x, axes, keepdims: np.max(x, axes, keepdims=keepdims),
-    "ReduceMin": lambda x, axes, keepdims: np.min(x, axes, keepdims=keepdims),
+    "ReduceMax": _max,
+    "ReduceMin": _min,
     "ReduceMean": _mean,
     "ReduceSum": _sum,
 }
@@ -96,7 +118,7 @@ def _softmax(node: Node) -> Callable[..., Any]:
 
 @operator("GlobalAveragePool", "GlobalMaxPool")
 def _global_pool(node: Node) -> Callable[..., Any]:
-    reduce = _mean if node.operator == "GlobalAveragePool" else _REDUCE["ReduceMax"]
+    reduce = _mean if node.operator == "GlobalAveragePool" else _max
 
     def pool(x: ndarray) -> Any:
         return np.asarray(reduce(x, tuple(range(2, x.ndim)), True)).astype(x.dtype, copy=False)

@@ -100,9 +100,10 @@ def padded(x: ndarray, axes: tuple[Axis, ...], fill: Any) -> ndarray:
     if all(axis.before == 0 and axis.reach == axis.size for axis in axes):
         return x
     whole = np.full((*x.shape[:2], *reach), fill, x.dtype)
-    ends = [min(axis.size, axis.reach - axis.before) for axis in axes]
-    there = tuple(slice(axis.before, axis.before + max(end, 0)) for axis, end in zip(axes, ends, strict=True))
-    whole[(..., *there)] = x[(..., *(slice(max(end, 0)) for end in ends))]
+    ends = [max(min(axis.size, axis.reach - axis.before), 0) for axis in axes]
+    there: Any = tuple(slice(axis.before, axis.before + end) for axis, end in zip(axes, ends, strict=True))
+    used: Any = tuple(map(slice, ends))
+    whole[(slice(None), slice(None), *there)] = x[(slice(None), slice(None), *used)]
     return whole
 
 
