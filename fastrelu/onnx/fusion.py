@@ -28,7 +28,7 @@ class Step:
     outputs: tuple[str, ...]
 
 
-def steps(graph: Graph, given: Collection[str]) -> tuple[list[Step], Mapping[str, ndarray]]:
+def steps(graph: Graph, given: Collection[str]) -> tuple[list[Step], dict[str, ndarray]]:
     """The steps of a graph whose values `given` are arguments of a call, and the constants; nothing that is not needed."""
     constants = {name: array for name, array in graph.constants.items() if name not in given}
     nodes = [replace(node, constants=constants) for node in graph.nodes]

@@ -112,7 +112,7 @@ class Graph:
 
     name: str
     nodes: tuple[Node, ...]
-    constants: Mapping[str, ndarray]
+    constants: dict[str, ndarray]
     inputs: tuple[Value, ...]
     defaults: tuple[Value, ...]
     outputs: tuple[Value, ...]

@@ -31,6 +31,8 @@ class Model:
         self._plans: dict[tuple[str, ...], Plan] = {}
         self._plan = self._plan_for(())
         self._run = self._plan.run
+        if not self._graph.defaults:  # there will be no other plan
+            self._graph.constants.clear()
 
     @property
     def inputs(self) -> tuple[Value, ...]:
@@ -51,10 +53,10 @@ class Model:
             plan = self._plans[overridden] = Plan(self._graph, [*self._graph.inputs, *more])
         return plan
 
-    def __call__(self, *arrays: Any, **named: Any) -> Any:
+    def __call__(self, /, *arrays: Any, **named: Any) -> Any:
         plan = self._plan
         try:
-            if len(arrays) == self._count and not named and type(arrays[0]) is not dict:
+            if len(arrays) == self._count and not named and arrays and type(arrays[0]) is not dict:
                 return self._run(*arrays)
             plan, arrays = self._arguments(arrays, named)
             return plan.run(*arrays)
@@ -64,7 +66,8 @@ class Model:
     def _arguments(self, arrays: tuple[Any, ...], named: dict[str, Any]) -> tuple[Plan, tuple[Any, ...]]:
         """The plan and the arguments of a call that is not just arrays in their order."""
         if len(arrays) == 1 and isinstance(arrays[0], dict):
-            arrays, named = (), {**arrays[0], **named}
+            named = {**arrays[0], **named}
+            arrays = ()
         names = [value.name for value in self.inputs]
         wanted = ", ".join(names) or "none"
         if len(arrays) > len(names):

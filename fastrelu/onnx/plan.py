@@ -42,6 +42,7 @@ class Plan:
         self._step_of: dict[int, Step] = {}
         namespace = self._write(graph, constants)
         exec(compile("\n".join(self._lines), self._name, "exec"), namespace)
+        constants.clear()  # what is not packed, folded or handed over is needed no more
         self.run: Callable[..., Any] = namespace["run"]
 
     def _write(self, graph: Graph, constants: Any) -> dict[str, Any]:
@@ -57,13 +58,10 @@ class Plan:
         # The memory that a value lies in: that of an argument or a constant must not come out.
         roots: dict[str, set[str]] = {name: {name} for name in variables}
         new = (f"v{i}" for i in count())
-        is_numpy = [step.kernel.text == "NumPy" for step in self.steps]
         indent = "    "
-        if any(is_numpy):  # which warns about what is no error
+        if any(step.kernel.text == "NumPy" and not step.kernel.is_view for step in self.steps):  # what calculates may warn
             self._lines.append(f'{indent}with errstate(all="ignore"):')
             indent *= 2
-            if not self.steps:
-                self._lines.append(f"{indent}pass")
         for i, step in enumerate(self.steps):
             namespace[f"f{i}"] = step.kernel.function
             words = []
@@ -137,7 +135,9 @@ class Plan:
             trace = trace.tb_next
         if step is None:
             return error
-        return type(error)(f"{' and '.join(map(str, step.nodes))}: {error}")
+        # Classes that are derived from these may want more than a text.
+        kind = next(base for base in (TypeError, ValueError, IndexError) if isinstance(error, base))
+        return kind(f"{' and '.join(map(str, step.nodes))}: {error}")
 
 
 def _admission(value: Value) -> Callable[[Any], ndarray]:

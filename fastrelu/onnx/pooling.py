@@ -13,7 +13,7 @@ from numpy import ndarray
 import fastrelu
 from fastrelu.onnx.graph import Node
 from fastrelu.onnx.reductions import least, sum_type
-from fastrelu.onnx.registry import operator
+from fastrelu.onnx.registry import Kernel, operator
 from fastrelu.onnx.windows import Axis, Windows, padded, views
 
 __all__: list[str] = []
@@ -27,30 +27,35 @@ def _windows(node: Node) -> Windows:
 
 
 @operator("MaxPool", outputs=2)
-def _max_pool(node: Node) -> Callable[..., Any]:
+def _max_pool(node: Node) -> Kernel:
     windows, by_columns = _windows(node), bool(node.get("storage_order", 0))
-    wants_indices = len(node.outputs) > 1 and node.outputs[1] != ""
-    has_places = wants_indices or len(node.outputs) > 1
-    is_2d = len(windows.kernel) == 2
+    has_places = len(node.outputs) > 1
     pads = windows.pads or (0,) * 4
     # What the kernel takes as it is; everything else is padded first.
-    is_plain = is_2d and windows.auto_pad in ("NOTSET", "VALID") and len(pads) == 4 and pads[:2] == pads[2:]
+    is_plain = len(windows.kernel) == 2 and windows.auto_pad in ("NOTSET", "VALID") and len(pads) == 4 and pads[:2] == pads[2:]
     is_plain = is_plain and not has_places and all(2 * p <= k for p, k in zip(pads, windows.kernel, strict=False))
-    arguments: Any = windows.kernel, windows.strides or (1, 1), pads[:2], windows.dilations or (1, 1), windows.ceil_mode
+    text = f"max_pool{len(windows.kernel)}d {' x '.join(map(str, windows.kernel))}"
+    arguments: tuple[Any, ...] = (
+        windows.kernel,
+        windows.strides or (1, 1),
+        pads[:2],
+        windows.dilations or (1, 1),
+        windows.ceil_mode,
+    )
+    if is_plain:
+        return Kernel(fastrelu.max_pool2d, (node.inputs[0], *arguments), text)
 
     def max_pool(x: ndarray) -> Any:
         axes = windows.axes(x.shape[2:], windows.kernel)
         shape = (*x.shape[:2], *(axis.count for axis in axes))
         if 0 in shape:
             return (np.zeros(shape, x.dtype), np.zeros(shape, np.int64)) if has_places else np.zeros(shape, x.dtype)
-        if is_plain:
-            return fastrelu.max_pool2d(x, *arguments)
         whole = padded(x, axes, least(x.dtype))
         if not has_places:
             return _maxima(whole, axes)
         return _with_places(whole, axes, by_columns)
 
-    return max_pool
+    return Kernel(max_pool, node.inputs, text)
 
 
 def _maxima(x: ndarray, axes: tuple[Axis, ...]) -> Any:

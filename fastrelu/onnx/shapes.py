@@ -141,6 +141,8 @@ def _slice(node: Node) -> Callable[..., Any]:
         axes, steps = axes or [*range(len(starts))], steps or [1] * len(starts)
         parts = [slice(None)] * inputs[0].ndim
         for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+            if step < 0:  # a start before the first element is the first one, other than in Python
+                start = max(start, -inputs[0].shape[axis])
             parts[axis] = slice(start, end, step)
         return inputs[0][tuple(parts)]
 

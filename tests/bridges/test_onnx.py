@@ -101,7 +101,7 @@ def test_a_few_columns_are_not_packed(n, call):
     assert_array_equal(model(x), fastrelu.linear_relu(x, w, b))
 
 
-SLOPES = normal(5, seed=3)
+SLOPES = normal(4, seed=3)
 ACTIVATIONS = {
     "Relu": ("", {}, fastrelu.relu),
     "Elu": ("", {"alpha": 0.5}, lambda z: fastrelu.elu(z, 0.5)),
@@ -112,7 +112,7 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("operator", ACTIVATIONS)
 def test_the_activation_behind_a_product_is_fused_with_the_same_bits(operator):
     more, attributes, function = ACTIVATIONS[operator]
-    w, b, x = normal(6, 5), normal(5, seed=1), normal(3, 6, seed=2)
+    w, b, x = normal(6, 4), normal(4, seed=1), normal(3, 6, seed=2)
     nodes = [("MatMul", "x w", "p"), ("Add", "b p", "z"), (operator, f"z{more}", "y", attributes)]
     model = load(model_of(nodes, {"x": ("N", 6)}, {"w": w, "b": b, "s": SLOPES}))
     assert len(model._plan.steps) == 1
@@ -122,9 +122,9 @@ def test_the_activation_behind_a_product_is_fused_with_the_same_bits(operator):
 @pytest.mark.parametrize("operator", ACTIVATIONS)
 def test_the_activation_behind_a_convolution_is_fused_with_the_same_bits(operator):
     more, attributes, function = ACTIVATIONS[operator]
-    w, b, x = normal(5, 2, 3, 3), normal(5, seed=1), normal(2, 2, 6, 7, seed=2)
+    w, b, x = normal(4, 2, 3, 3), normal(4, seed=1), normal(2, 2, 6, 7, seed=2)
     nodes = [("Conv", "x w", "p", {"pads": [1, 1, 1, 1]}), ("Add", "p b", "z"), (operator, f"z{more}", "y", attributes)]
-    constants = {"w": w, "b": b.reshape(1, 5, 1, 1), "s": SLOPES.reshape(5, 1, 1)}
+    constants = {"w": w, "b": b.reshape(1, 4, 1, 1), "s": SLOPES.reshape(4, 1, 1)}
     model = load(model_of(nodes, {"x": ("N", 2, "H", "W")}, constants))
     assert len(model._plan.steps) == 1
     z = fastrelu.conv2d(x, w, b, padding=1)
@@ -331,6 +331,12 @@ def test_reshape_with_zero_and_minus_one(shape, wanted, allowzero, result):
     nodes = [("Reshape", "x s", "y", {"allowzero": allowzero})]
     model = load(model_of(nodes, {"x": (TensorProto.FLOAT, shape)}, {"s": np.array(wanted)}))
     assert model(normal(*shape)).shape == result
+
+
+def test_slice_backwards_from_before_the_first_element():
+    constants = {"s": np.array([-9]), "e": np.array([-9]), "a": np.array([0]), "t": np.array([-1])}
+    model = load(model_of([("Slice", "x s e a t", "y")], {"x": (3,)}, constants))
+    assert_array_equal(model(np.arange(3, dtype="f4")), [0])
 
 
 def test_what_depends_on_no_input_is_calculated_at_once():
