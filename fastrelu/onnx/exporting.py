@@ -17,7 +17,8 @@ from onnx import helper, numpy_helper
 import fastrelu
 from fastrelu import nn
 from fastrelu.onnx.graph import TYPES
-from fastrelu.operations import FLOATS
+from fastrelu.operands import name_of, wide
+from fastrelu.operations import FLOATS, HALVES
 
 __all__ = ["export", "save"]
 
@@ -52,6 +53,11 @@ class _Writer:
         self.nodes.append(helper.make_node(operator, inputs, [result], name=name, **attributes))
         return result
 
+    def cast(self, dtype: np.dtype[Any]) -> None:
+        """The last result with another type."""
+        if dtype != self.dtype:
+            self.value, self.dtype = self.node("Cast", self.value, to=_NUMBERS[name_of(dtype)]), dtype
+
     def numbers(self, name: str, *values: int) -> str:
         """Whole numbers as an input of a node."""
         return self.constant(name, np.array(values, np.int64))
@@ -66,13 +72,18 @@ def _activation(operator: str) -> Callable[[_Writer, Any], None]:
 
 
 def _prelu(writer: _Writer, layer: Any) -> None:
-    alpha = np.asarray(layer.alpha)
+    """In the type that x and alpha have together; beside a half a slope of float32 does not change the type of the result."""
+    alpha, before = np.asarray(layer.alpha), writer.dtype
+    is_half = name_of(before) in HALVES and alpha.dtype in (before, np.float32)
+    writer.cast(wide(before) if is_half else np.promote_types(before, alpha.dtype))
     writer.value = writer.node("PRelu", writer.value, writer.constant("alpha", alpha.astype(writer.dtype)))
+    if is_half:
+        writer.cast(before)
 
 
 def _linear(writer: _Writer, layer: Any) -> None:
     w, b = layer.parameters["weight"], layer.parameters.get("bias")
-    writer.dtype = w.dtype
+    writer.cast(w.dtype)
     if writer.ndim == 2:
         inputs = [writer.constant("weight", w), *([] if b is None else [writer.constant("bias", b)])]
         writer.value = writer.node("Gemm", writer.value, *inputs)
@@ -92,7 +103,8 @@ def _relu_behind(write: Callable[[_Writer, Any], None]) -> Callable[[_Writer, An
 
 def _conv2d(writer: _Writer, layer: Any) -> None:
     w, b = layer.parameters["weight"], layer.parameters.get("bias")
-    writer.dtype, writer.ndim = w.dtype, 4
+    writer.cast(w.dtype)
+    writer.ndim = 4
     inputs = [writer.constant("weight", w), *([] if b is None else [writer.constant("bias", b)])]
     writer.value = writer.node(
         "Conv",

@@ -101,6 +101,15 @@ def test_a_linear_layer_behind_a_convolution_takes_the_last_axis():
     check(network, normal(2, 2, 7, 8), product=2000)
 
 
+def test_types_are_converted_as_the_layers_do():
+    slopes = nn.PReLU(np.array([0.25, 0.5, 0.3, -1.0, 0.1]))  # float64
+    network = nn.Sequential(biased(nn.Linear(6, 5, rng=0)), slopes)
+    assert check(network, normal(3, 6), product=200).outputs[0].dtype == np.float64
+    check(nn.Sequential(*network.layers, nn.Linear(5, 3, rng=1)), normal(3, 6), product=2000)
+    half = nn.Sequential(nn.Linear(6, 5, rng=0, dtype="float16"), nn.PReLU(np.full(5, 0.3, np.float32)))
+    assert load(export(half)).outputs[0].dtype == np.float16
+
+
 def test_the_weights_are_copied():
     layer = nn.Linear(6, 5, rng=0)
     model = export(layer)
