@@ -148,6 +148,8 @@ def _admission(value: Value) -> Callable[[Any], ndarray]:
         fault = faults.device_fault("model", what, given)
         if fault is not None:
             raise fault
+        if isinstance(given, np.ma.MaskedArray):
+            raise TypeError(f"model: {what} must be a NumPy array, not a masked one")
         try:
             array = np.asarray(given)
         except (TypeError, ValueError) as error:

@@ -427,6 +427,7 @@ def test_inputs_by_position_name_and_dict():
             {},
             "model: input b must be of type float32 or one that fits it, not complex128",
         ),
+        ((np.ma.masked_array(normal(3, 2)), 1), {}, "model: input a must be a NumPy array, not a masked one"),
         (
             ([[1, 2], [3]], normal(3, 2)),
             {},
@@ -499,7 +500,7 @@ def test_a_pickle_is_the_same_model():
 
 
 def test_float64_stays():
-    w, x = normal(6, 5, dtype="f8"), normal(3, 6, dtype="f8", seed=1)
+    w, x = normal(6, 4, dtype="f8"), normal(3, 6, dtype="f8", seed=1)
     spec = {"x": (TensorProto.DOUBLE, ("N", 6))}
     y = load(model_of([("MatMul", "x w", "y")], spec, {"w": w}, output_type=TensorProto.DOUBLE))(x)
     assert y.dtype == np.float64
