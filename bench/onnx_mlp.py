@@ -54,7 +54,8 @@ def measured(
         network = nn.Sequential(*(layer for layer in network.layers if not isinstance(layer, nn.Flatten)))
     exported = fastrelu.onnx.export(network, input_shape=("N", *shape))
     model = fastrelu.onnx.load(exported)
-    sessions = {"onnxruntime": session(exported, spins=True), "onnxruntime without spinning": session(exported, spins=False)}
+    names = {"onnxruntime": True, "onnxruntime without spinning": False}
+    sessions = {name: session(exported, spins=spins) for name, spins in names.items()}
     times = {}
     for batch in batches:
         x = np.random.default_rng(1).standard_normal((batch, *shape), dtype=np.float32)
