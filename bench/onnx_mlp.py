@@ -70,7 +70,7 @@ def measured(
 
 
 def one_by_one(first: measure.Call, second: measure.Call) -> tuple[float, float]:
-    """The least seconds of two calls that take turns without a pause, so that the threads of one still wait beside the other."""
+    """The least seconds of two calls that take turns without a pause: the threads of one still wait beside the other."""
     least = [math.inf, math.inf]
     end = time.perf_counter() + SECONDS
     while time.perf_counter() < end:
