@@ -168,7 +168,7 @@ def _home(name: str) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("cuda", "metrics", "nn", "ufuncs"):
+    if name in ("cuda", "metrics", "nn", "onnx", "ufuncs"):
         with lock:
             return import_module(f"fastrelu.{name}")
     if name not in __all__:
@@ -179,4 +179,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "cuda", "metrics", "nn", "ufuncs"})
+    return sorted({*globals(), *__all__, "cuda", "metrics", "nn", "onnx", "ufuncs"})
