@@ -41,11 +41,17 @@ def prepared(base: str, given: Mapping[str, Any]) -> dict[str, jax.Array]:
         dtype = jnp.result_type(dtype, float)
     if alpha is not None and not (dtype.name in HALVES and alpha.dtype.name in ("float32", *INTEGERS)):
         dtype = jnp.result_type(dtype, *([] if alpha.dtype.name in INTEGERS else [alpha]))
-    prepared = {name: operand if operand.dtype == dtype else operand.astype(dtype) for name, operand in operands.items()}
+    prepared = {name: _cast(operand, dtype) for name, operand in operands.items()}
     if alpha is not None:
         wide = jnp.dtype("float32") if dtype.name in HALVES else dtype
-        prepared["alpha"] = alpha if alpha.dtype == wide else alpha.astype(wide)
+        prepared["alpha"] = _cast(alpha, wide)
     return prepared
+
+
+def _cast(operand: jax.Array, dtype: Any) -> jax.Array:
+    if operand.weak_type and operand.dtype.name in INTEGERS and dtype.name in FLOATS:
+        operand = operand * 1.0  # a float that is as weak
+    return operand if operand.dtype == dtype else operand.astype(dtype)
 
 
 def _array(base: str, name: str, value: Any) -> jax.Array:
