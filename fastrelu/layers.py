@@ -242,11 +242,11 @@ def _explain(
     outputs = {"out": out} if mask is None else {"out": out, "mask": mask}
     is_told = str(error).startswith(f"{base}: mask ")
     if type(error) is ValueError and not is_told and not any(map(overrides, (*given.values(), *outputs.values()))):
-        error = _shape_error(base, given, outputs, kwargs) or error
+        error = shape_fault(base, given, outputs, kwargs) or error
     return faults.explain(base, error, given, outputs, kwargs)
 
 
-def _shape_error(base: str, given: dict[str, Any], outputs: dict[str, Any], kwargs: dict[str, Any]) -> ValueError | None:
+def shape_fault(base: str, given: dict[str, Any], outputs: dict[str, Any], kwargs: dict[str, Any]) -> ValueError | None:
     """What is wrong with the shapes or with an output, if that is what NumPy complains about."""
     for name, array in outputs.items():
         fault = faults.read_only_fault(base, name, array)

@@ -1,17 +1,24 @@
 """The classifier for scikit-learn."""
 
+import pickle
+import warnings
+
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
+import fastrelu
 from tests.subprocesses import run
 
 pytest.importorskip("sklearn")
 
+from sklearn.base import clone
+from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from fastrelu.nn import MLPClassifier
@@ -87,3 +94,51 @@ except ImportError as error:
     print(error)
 """
     assert run(code) == "MLPClassifier needs scikit-learn: pip install fastrelu[sklearn]\n"
+
+
+def test_function_transformer_keeps_the_labels_of_a_dataframe():
+    pd = pytest.importorskip("pandas")
+    X = pd.DataFrame({"a": [-1.0, 2.0], "b": [3.0, -4.0]}, index=["first", "second"])
+    for function in (fastrelu.relu, fastrelu.ufuncs.relu):
+        transformer = FunctionTransformer(function, feature_names_out="one-to-one").set_output(transform="pandas")
+        for same in (transformer, clone(transformer), pickle.loads(pickle.dumps(transformer))):
+            pd.testing.assert_frame_equal(same.fit_transform(X), X.clip(lower=0))
+
+
+def test_function_transformer_with_an_inverse():
+    transformer = FunctionTransformer(
+        fastrelu.leaky_relu, fastrelu.leaky_relu, kw_args={"alpha": 0.25}, inv_kw_args={"alpha": 4}
+    )
+    X = np.linspace(-2, 2, 9)[:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # scikit-learn warns if it is none
+        assert_array_equal(transformer.inverse_transform(transformer.fit_transform(X)), X)
+
+
+def test_it_follows_transformers_of_columns_and_is_the_same_after_clone_and_pickle():
+    pytest.importorskip("pandas")
+    X, y = load_iris(return_X_y=True, as_frame=True)
+    columns = make_column_transformer(
+        (FunctionTransformer(fastrelu.relu, feature_names_out="one-to-one"), ["sepal width (cm)"]),
+        (StandardScaler(), ["petal length (cm)", "petal width (cm)"]),
+        verbose_feature_names_out=False,
+    ).set_output(transform="pandas")
+    classifier = MLPClassifier((16,), learning_rate_init=0.02, max_iter=40, random_state=0)
+    pipeline = make_pipeline(columns, classifier).fit(X, y)
+    assert pipeline.score(X, y) > 0.9
+    assert [*pipeline[-1].feature_names_in_] == ["sepal width (cm)", "petal length (cm)", "petal width (cm)"]
+    probabilities = pipeline.predict_proba(X)
+    for same in (clone(pipeline).fit(X, y), pickle.loads(pickle.dumps(pipeline))):
+        assert_array_equal(same.predict_proba(X), probabilities)
+    with pytest.raises(ValueError, match="feature names should match"):
+        pipeline[-1].predict(X)
+
+
+def test_grid_search_in_two_processes_finds_what_one_finds():
+    X, y = load_iris(return_X_y=True)
+    pipeline = make_pipeline(StandardScaler(), MLPClassifier(learning_rate_init=0.02, max_iter=15, random_state=0))
+    grid = {"mlpclassifier__hidden_layer_sizes": [(4,), (16,)]}
+    one, two = (GridSearchCV(pipeline, grid, cv=2, n_jobs=n).fit(X, y) for n in (1, 2))
+    assert_array_equal(two.cv_results_["mean_test_score"], one.cv_results_["mean_test_score"])
+    assert_array_equal(two.predict_proba(X), one.predict_proba(X))
+    assert two.best_params_ == {"mlpclassifier__hidden_layer_sizes": (16,)}

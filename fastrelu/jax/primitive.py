@@ -1,0 +1,126 @@
+"""The primitive that runs any of the package's ufuncs on JAX's arrays: their shapes, their lowering to XLA, their batches.
+
+A generalized ufunc broadcasts all axes before its core dimensions, as NumPy does, so that ``vmap`` has nothing to copy: it
+gives every operand that it maps one more axis in front.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+from fastrelu.jax import target
+from fastrelu.operations import LAYERS, OPERATIONS, backward_variants
+
+Cores = tuple[tuple[str, ...], ...]
+
+
+@cache
+def cores(name: str) -> tuple[Cores, Cores]:
+    """The core dimensions of the inputs and of the outputs of a ufunc."""
+    if name in OPERATIONS:
+        return ((),) * len(OPERATIONS[name].inputs), ((),)
+    layer = LAYERS.get(name) or backward_variants()[name]
+    inputs, outputs = layer.signature.split("->")
+    return _split(inputs), _split(outputs)
+
+
+def _split(signature: str) -> Cores:
+    return tuple(tuple(re.findall(r"\w+", core)) for core in re.findall(r"\(([^)]*)\)", signature))
+
+
+ufunc_p = Primitive("fastrelu")
+ufunc_p.multiple_results = True
+
+
+def ufunc(name: str, *operands: Any, from_output: bool = True) -> Any:
+    """Run a ufunc, whose operands have the types of its loop already.
+
+    Parameters
+    ----------
+    name : str
+        As in `fastrelu.ufuncs`.
+    *operands : jax.Array
+        The first has the type of the data.
+    from_output : bool, optional
+        Whether the output tells the sign of the input, as it does for an alpha that is known and not negative.
+
+    Returns
+    -------
+    jax.Array or list of jax.Array
+        One, or the gradients that the name says.
+    """
+    results = ufunc_p.bind(*operands, name=name, from_output=from_output)
+    return results[0] if len(results) == 1 else results
+
+
+@cache
+def _compiled(name: str, from_output: bool) -> Any:
+    return jax.jit(partial(ufunc_p.bind, name=name, from_output=from_output))
+
+
+def _run(*operands: Any, **params: Any) -> Any:
+    with jax.disable_jit(False):  # one primitive is compiled in any case
+        return _compiled(**params)(*operands)
+
+
+def _shapes(*operands: Any, name: str, from_output: bool) -> list[Any]:
+    inputs, outputs = cores(name)
+    sizes: dict[str, int] = {}
+    loops = []
+    for operand, core in zip(operands, inputs, strict=True):
+        first = operand.ndim - len(core)
+        loops.append(operand.shape[:first])
+        sizes.update(zip(core, operand.shape[first:], strict=True))
+    loop = np.broadcast_shapes(*loops)
+    weak = all(operand.weak_type for operand in operands)
+    return [
+        jax.core.ShapedArray((*loop, *(sizes[axis] for axis in core)), operands[0].dtype, weak_type=weak) for core in outputs
+    ]
+
+
+def aligned(operands: Sequence[Any], axes: Sequence[int | None], lengths: Sequence[int]) -> list[Any]:
+    """Operands with the axis that ``vmap`` maps in front of all loop axes of all; `lengths` are the numbers of core axes."""
+    loops = max(
+        operand.ndim - length - (axis is not None) for operand, axis, length in zip(operands, axes, lengths, strict=True)
+    )
+    found = []
+    for operand, axis, length in zip(operands, axes, lengths, strict=True):
+        if axis is not None:
+            operand = jnp.moveaxis(operand, axis, 0)
+            missing = loops - (operand.ndim - 1 - length)
+            operand = operand.reshape(operand.shape[0], *(1,) * missing, *operand.shape[1:])
+        found.append(operand)
+    return found
+
+
+def _batch(operands: Sequence[Any], axes: Sequence[int | None], **params: Any) -> tuple[Any, list[int]]:
+    inputs, outputs = cores(params["name"])
+    return ufunc_p.bind(*aligned(operands, axes, [*map(len, inputs)]), **params), [0] * len(outputs)
+
+
+def _lower(context: Any, *operands: Any, name: str, from_output: bool) -> Any:
+    target.register()
+    operation = f"{name} {context.avals_in[0].dtype.name}"
+    target.load(operation)
+    return jax.ffi.ffi_lowering(target.NAME)(context, *operands, operation=np.int64(target.key(operation)))
+
+
+def _refuse(context: Any, *operands: Any, name: str, from_output: bool) -> Any:
+    platform = ", ".join(context.module_context.platforms)
+    raise NotImplementedError(
+        f"fastrelu.jax: {name} runs on the CPU only, not on {platform}: put the arrays on jax.devices('cpu')[0]"
+    )
+
+
+ufunc_p.def_impl(_run)
+ufunc_p.def_abstract_eval(_shapes)
+batching.primitive_batchers[ufunc_p] = _batch
+mlir.register_lowering(ufunc_p, _refuse)
+mlir.register_lowering(ufunc_p, _lower, platform="cpu")
