@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, cast
 import numpy as np
 from numpy import ndarray
 
-from fastrelu import device, faults
+from fastrelu import device, faults, foreign
 from fastrelu.faults import overrides
 from fastrelu.native.guard import lock
 from fastrelu.operations import FLOATS, HALVES, INTEGERS, LAYERS
@@ -120,6 +120,9 @@ def layer(declaration: Callable[P, R]) -> Callable[P, R]:
             given = dict.fromkeys(("x", "w", "b", "alpha")) | dict(zip(operation.inputs, operands, strict=True))
             return cuda.layer(base, given, out, mask, kwargs, place)
         device.check_precision(base, kwargs)
+        if foreign.is_foreign(out) or any(map(foreign.is_foreign, operands)):
+            keywords = kwargs if mask is None else {**kwargs, "mask": mask}
+            return foreign.call(function, base, dict(zip(operation.inputs, operands, strict=True)), out, keywords)
         x, w, b, *alpha = operands
         if is_row:
             alpha = [_row(alpha[0], x, w)]

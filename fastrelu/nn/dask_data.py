@@ -1,9 +1,9 @@
 """Data in the chunks of dask arrays, on one machine or many: gradients are calculated where the chunks are.
 
-A batch is cut into blocks of 256 rows, the last of which may be shorter. Neighbouring blocks that are in one chunk for the most
-part are a *shard*, one task of dask, which calculates the gradient of each block. They are added in the order of the blocks,
-shard by shard, by tasks as well, and the client gets the sum. So the bits depend on the batch only, and not on the chunks, the
-workers, nor their threads.
+A batch is cut into blocks of 256 rows, the last of which may be shorter. Some neighbouring blocks are a *shard*, one task of
+dask, which calculates the gradient of each block. They are added in the order of the blocks, shard by shard, by tasks as well,
+and the client gets the sum. So the bits depend on the batch only, and not on the chunks, the workers, nor their threads. The
+rows of a batch ascend, and dask runs a shard where most of its rows are.
 
 ``_taken``      rows of a chunk
 ``_gradients``  the gradients of the blocks of a shard
@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 import dask.array as da
@@ -35,9 +34,11 @@ __all__ = ["InChunks"]
 Pieces = Sequence[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]
 """Parts of a shard: which of its rows they are, their inputs and targets."""
 
+_LONGEST = 16
+"""Blocks in a shard, whose gradients are all in memory until they are added."""
 
-@dataclass
-class Sums:
+
+class Sums(NamedTuple):
     """What a shard knows of a batch: its losses, how many outputs are right, and the gradients of its blocks.
 
     Of all shards up to one the gradients are a single sum.
@@ -68,19 +69,22 @@ class InChunks:
     """
 
     def __init__(self, words: str, x: Any, y: Any, model: Sequential, objective: Loss, shuffle: bool | int):
-        x, y = _array(f"{words}x", x), _array(f"{words}y", y)
+        x, given = _array(f"{words}x", x), y
+        y = _array(f"{words}y", y, x.chunks[:1])
         check_rows(words, x.shape, y.shape)
         self.rows, self._model, self._objective, self._shuffle = len(x), model, objective, shuffle
         self._loss = next(name for name, kind in LOSSES.items() if type(objective) is kind)
         self._output = model.predict(np.zeros((1, *x.shape[1:]), x.dtype))
         x, y = _in_rows(x, x.chunks[0]), _in_rows(y, x.chunks[0])
+        if not isinstance(given, da.Array):
+            (y,) = dask.persist(y)  # once to the workers, and not once a step
+        self._held = x, y  # the chunks that are in memory already are let go of with their array
         self._starts = np.cumsum([0, *x.chunks[0]])
         self._chunks = [*zip(x.to_delayed().ravel(), y.to_delayed().ravel(), strict=True)]
         self._kept: dict[int, Any] = {}
         self._places = {name: np.empty_like(p) for name, p in model.parameters.items()}
         self._check(f"{words}y", y)
-        self._client = getattr(get_scheduler(), "__self__", None)  # of distributed, if there is one
-        self._threads = _threads(self._client)
+        self._threads = _threads()
 
     def _check(self, argument: str, y: Any) -> None:
         """Refuse targets that the loss cannot take, before any step."""
@@ -99,11 +103,12 @@ class InChunks:
         rows = np.arange(batch.start, batch.stop) if isinstance(batch, slice) else batch
         if self._shuffle is not True:
             self._keep(rows)
-        model, total = self._sent(), None
+        # Part of the graph, unlike scattered data it is not lost with a worker.
+        model, total = delayed(self._model, pure=False), None
         for shard in self._shards(rows, KC):
             sums = delayed(_gradients, pure=False)(model, self._loss, len(rows), self._pieces(shard), total is None)
             total = sums if total is None else delayed(_added, pure=False)(total, sums)
-        (whole,) = dask.compute(total)
+        (whole,) = _computed(total)
         for name, gradient in whole.gradients[0].items():
             self._places[name][...] = gradient
         losses = np.concatenate(whole.losses)
@@ -112,20 +117,14 @@ class InChunks:
 
     def score(self) -> Iterator[tuple[int, float, float]]:
         """As `fastrelu.nn.data.Data.score`."""
-        model, score = self._sent(), delayed(_scored, pure=False)
+        model, score = delayed(self._model, pure=False), delayed(_scored, pure=False)
         shards = self._shards(np.arange(self.rows), SCORED)
-        for scores in dask.compute(*(score(model, self._loss, self._pieces(rows)) for rows in shards)):
+        for scores in _computed(*(score(model, self._loss, self._pieces(rows)) for rows in shards)):
             yield from scores
 
     def close(self) -> None:
         """Let go of the chunks."""
         self._kept = {}
-
-    def _sent(self) -> Any:
-        """The model for the tasks: it travels once a step, to all workers."""
-        if self._client is None:
-            return delayed(self._model, pure=False)
-        return self._client.scatter([self._model], broadcast=True, hash=False)[0]
 
     def _keep(self, rows: np.ndarray) -> None:
         """Have the chunks calculated that this batch and the next ones need, and let go of all others."""
@@ -146,14 +145,9 @@ class InChunks:
 
     def _shards(self, rows: np.ndarray, size: int) -> list[np.ndarray]:
         """Rows in blocks of `size`, those of a shard together."""
-        starts = range(0, len(rows), size)
-        chunks = self._chunk_of(rows[[(start + min(start + size, len(rows))) // 2 for start in starts]])
-        longest = -(-len(starts) // self._threads)
-        cuts = [0]
-        for i in range(1, len(starts)):
-            if chunks[i] != chunks[i - 1] or i - cuts[-1] == longest:
-                cuts.append(i)
-        return np.split(rows, [starts[i] for i in cuts[1:]])
+        blocks = -(-len(rows) // size)
+        shards = min(blocks, max(self._threads, -(-blocks // _LONGEST)))
+        return np.split(rows, [i * blocks // shards * size for i in range(1, shards)])
 
     def _pieces(self, rows: np.ndarray) -> list[Any]:
         """The rows of a shard, from each chunk that has some."""
@@ -165,14 +159,19 @@ class InChunks:
         return pieces
 
 
-def _array(argument: str, value: Any) -> Any:
-    """Inputs or targets as a dask array."""
+def _array(argument: str, value: Any, chunks: tuple[tuple[int, ...], ...] = ()) -> Any:
+    """Inputs or targets as a dask array; what is none yet in chunks of the rows of another, if it has as many."""
     library = type(value).__module__.partition(".")[0]
     value = value.data if library == "xarray" else value
     if hasattr(value, "to_dask_array"):
         kind = type(value).__name__
         raise TypeError(f"fit: {argument} must be an array, not a dask {kind}: call its to_dask_array(lengths=True) first")
-    array = value if isinstance(value, da.Array) else da.from_array(np.asarray(value))
+    if isinstance(value, da.Array):
+        array = value
+    else:
+        value = np.asarray(value)
+        fits = chunks and value.shape[:1] == (sum(chunks[0]),)
+        array = da.from_array(value, (*chunks, *value.shape[1:]) if fits else -1)
     if np.isnan(array.shape).any():
         raise ValueError(f"fit: {argument} must have chunks of known sizes: call its compute_chunk_sizes() first")
     return array
@@ -183,9 +182,16 @@ def _in_rows(array: Any, chunks: tuple[int, ...]) -> Any:
     return array.rechunk({0: chunks, **dict.fromkeys(range(1, array.ndim), -1)})
 
 
-def _threads(client: Any) -> int:
+def _computed(*tasks: Any) -> Any:
+    # A client warns of graphs of 10 MB; these have the parameters, which have to travel.
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):
+        return dask.compute(*tasks)
+
+
+def _threads() -> int:
     """How many tasks may run at a time."""
-    if client is not None:
+    client = getattr(get_scheduler(), "__self__", None)
+    if hasattr(client, "nthreads"):
         return max(sum(client.nthreads().values()), 1)
     threads: int = dask.config.get("num_workers", None) or CPU_COUNT
     return threads
