@@ -34,8 +34,8 @@ __all__ = ["InChunks"]
 Pieces = Sequence[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]
 """Parts of a shard: which of its rows they are, their inputs and targets."""
 
-_LONGEST = 16
-"""Blocks in a shard, whose gradients are all in memory until they are added."""
+_LARGEST = 1 << 28
+"""Bytes of the gradients of a shard, which are all in memory until they are added."""
 
 
 class Sums(NamedTuple):
@@ -146,7 +146,8 @@ class InChunks:
     def _shards(self, rows: np.ndarray, size: int) -> list[np.ndarray]:
         """Rows in blocks of `size`, those of a shard together."""
         blocks = -(-len(rows) // size)
-        shards = min(blocks, max(self._threads, -(-blocks // _LONGEST)))
+        longest = max(_LARGEST // sum(g.nbytes for g in self._places.values()), 1)
+        shards = min(blocks, max(self._threads, -(-blocks // longest)))
         return np.split(rows, [i * blocks // shards * size for i in range(1, shards)])
 
     def _pieces(self, rows: np.ndarray) -> list[Any]:
@@ -190,10 +191,11 @@ def _computed(*tasks: Any) -> Any:
 
 def _threads() -> int:
     """How many tasks may run at a time."""
-    client = getattr(get_scheduler(), "__self__", None)
+    client: Any = getattr(get_scheduler(), "__self__", None)
     if hasattr(client, "nthreads"):
-        return max(sum(client.nthreads().values()), 1)
-    threads: int = dask.config.get("num_workers", None) or CPU_COUNT
+        threads: int = max(sum(client.nthreads().values()), 1)
+    else:
+        threads = dask.config.get("num_workers", None) or CPU_COUNT
     return threads
 
 

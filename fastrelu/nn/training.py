@@ -17,6 +17,7 @@ from fastrelu.nn.initial import generator, positive
 from fastrelu.nn.losses import LOSSES, Loss
 from fastrelu.nn.optimizers import Adam
 from fastrelu.nn.sequential import Sequential
+from fastrelu.operands import plain_array
 
 __all__ = ["History", "fit"]
 
@@ -73,21 +74,30 @@ def fit(
     optimizer: Optimizer | None = None,
     loss: str = "softmax_cross_entropy",
     validation: tuple[Any, Any] | None = None,
-    shuffle: bool = True,
+    shuffle: bool | int = True,
     rng: Any = None,
     progress: bool = True,
 ) -> History:
     """Train a model by minibatches.
 
-    With the same `rng`, model and data the bits are the same, whatever the number of threads.
+    With the same `rng`, model and data the bits are the same, whatever the number of threads. The rows of a batch of more than
+    256, whose gradients are sums of blocks, are in the order of the data.
+
+    Where x is a dask array, gradients are calculated where its chunks are, by the scheduler that dask uses: threads, or the workers
+    of a ``distributed.Client``. Their blocks of 256 rows are added in order: no bit depends on chunks, workers or threads. Of
+    networks of float32 or float64 in which all parameters are those of `Linear` and `LinearReLU`, the bits are those of a training
+    in memory; so they are of any network with batches of up to 256 rows. Otherwise the gradient of a batch is the sum of those of
+    its blocks, and a layer of a user's own sees a block at a time. With ``shuffle=True`` each batch has rows of
+    all chunks, which should be in memory (``x.persist()``); with a number, chunks are calculated when their rows are shuffled,
+    and stay until these have been used; with False, while a batch needs them. Targets are read once before the first step.
 
     Parameters
     ----------
     model : Sequential
         Changed in place.
-    x : array_like
+    x : array_like or dask array
         Inputs; the first axis is the data.
-    y : array_like
+    y : array_like or dask array
         What the outputs should be: for softmax_cross_entropy classes, integers from 0; for sigmoid_cross_entropy numbers from 0
         to 1, of the shape of the outputs; for mean_squared_error any numbers. Where there is one output a row, y may have one
         axis.
@@ -101,8 +111,9 @@ def fit(
         "softmax_cross_entropy", "sigmoid_cross_entropy" (both of outputs without the activation) or "mean_squared_error".
     validation : tuple of x and y, optional
         Data that are only looked at, at the end of each epoch.
-    shuffle : bool, optional
-        Whether each epoch has an order of its own, else that of the data.
+    shuffle : bool or int, optional
+        Whether each epoch has an order of its own, else that of the data. A number of rows: parts of so many neighbouring rows
+        come in any order, and in each its rows in any order.
     rng : int, numpy.random.Generator or None, optional
         Where the orders come from, or the seed.
     progress : bool, optional
@@ -187,7 +198,7 @@ def _data(words: str, x: Any, y: Any, model: Sequential, objective: Loss, shuffl
             from fastrelu.nn.dask_data import InChunks
 
         return InChunks(words, x, y, model, objective, shuffle)
-    x, y = np.asarray(x), np.asarray(y)
+    x, y = plain_array("fit", f"{words}x", x), plain_array("fit", f"{words}y", y)
     check_rows(words, x.shape, y.shape)
     return InMemory(x, objective.targets(f"{words}y", y, model.predict(x[:1])), model, objective)
 
