@@ -48,7 +48,7 @@ def _kind(value: Any) -> str:
 @lru_cache(256)
 def _kind_of(cls: Any) -> str:
     for base in cls.__mro__:
-        library = base.__module__.partition(".")[0]
+        library: str = base.__module__.partition(".")[0]
         if "Quantity" in base.__name__ and library in ("pint", "astropy"):
             return library
         if base.__name__ == "Tensor" and library == "torch":

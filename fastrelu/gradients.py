@@ -198,7 +198,8 @@ def _general(
     if any(map(foreign.is_foreign, (*operands.values(), *outputs.values()))):
 
         def with_arrays(*arrays: Any, out: Any = None) -> Triple:
-            return _general(base, None, dict(zip(operands, arrays, strict=True)), alpha, out, wanted, accumulate, kwargs)
+            given = dict.fromkeys(("x", "w")) | dict(zip(operands, arrays, strict=True))
+            return _general(base, None, given, alpha, out, wanted, accumulate, kwargs)
 
         gradients = foreign.call(with_arrays, base, operands, out, {})
         return gradients

@@ -10,7 +10,8 @@ With ``--workers 0`` the threads of this process do it. It needs ``pip install "
 
 How a step goes: the parameters travel to the workers, each of which calculates the gradients of the blocks of 256 rows of a
 *shard*, neighbouring rows of the batch; the sums of the shards are added one after the other, from worker to worker; the
-optimizer runs here. So for a network with G bytes of parameters and S shards, which are as many as threads of workers, there are
+optimizer runs here. So for a network with G bytes of parameters and S shards, which are as many as threads of workers, there
+are
 
     compute    the rows of a shard, by the time of a row
     tasks      about 4 S (two that take rows, one that calculates, one that adds), one at a time in the scheduler
@@ -18,10 +19,11 @@ optimizer runs here. So for a network with G bytes of parameters and S shards, w
     ends       G bytes to all workers, which hand them on, and G bytes back
     reading    of the chunks, all workers at a time
 
-A plan for 1 TB, which is 319 million rows of 784 float32, with 784-256-128-10 (G = 0.94 MB), on 100 nodes of 16 cores: one worker
-a node, with one task at a time whose calls have 16 threads (``dask worker --nthreads 1``, ``FASTRELU_NUM_THREADS=16``); chunks of
-100 MB; a batch of 100 shards of 4096 rows, and so 779 steps an epoch. Measured on two cores of a Zen 4 server, which client,
-scheduler and workers shared: 11 us a row on one core, 3 ms a task. Assumed: 10 Gbit/s between nodes, disks of 1 GB/s. An epoch:
+A plan for 1 TB, which is 319 million rows of 784 float32, with 784-256-128-10 (G = 0.94 MB), on 100 nodes of 16 cores: one
+worker a node, with one task at a time whose calls have 16 threads (``dask worker --nthreads 1``, ``FASTRELU_NUM_THREADS=16``);
+chunks of 100 MB; a batch of 100 shards of 4096 rows, and so 779 steps an epoch. Measured on two cores of a Zen 4 server, which
+client, scheduler and workers shared: 11 us a row on one core, 3 ms a task. Assumed: 10 Gbit/s between nodes, disks of 1 GB/s.
+An epoch:
 
     compute    779 * 4096 * 11 us / 16              2 s
     tasks      779 * 400 * 3 ms                   930 s
@@ -29,9 +31,10 @@ scheduler and workers shared: 11 us a row on one core, 3 ms a task. Assumed: 10 
     ends       779 * 8 * 0.75 ms                    5 s
     reading    10 GB a node                        10 s
 
-That is 28 minutes, nearly all of it dask's own; shards ten times as long (a batch of 4 million rows) make it 3 minutes. One such
-node alone needs 4 minutes for the arithmetic and 17 for reading. So for a network this small more nodes pay for their disks
-and memory, with large batches only. `plan` does the arithmetic for other numbers, and the command prints it with what it measures.
+That is 28 minutes, nearly all of it dask's own; shards ten times as long (a batch of 4 million rows) make it 3 minutes. One
+such node alone needs 4 minutes for the arithmetic and 17 for reading. So for a network this small more nodes pay for their
+disks and memory, with large batches only. `plan` does the arithmetic for other numbers, and the command prints it with what it
+measures.
 """
 
 from __future__ import annotations

@@ -83,13 +83,14 @@ def fit(
     With the same `rng`, model and data the bits are the same, whatever the number of threads. The rows of a batch of more than
     256, whose gradients are sums of blocks, are in the order of the data.
 
-    Where x is a dask array, gradients are calculated where its chunks are, by the scheduler that dask uses: threads, or the workers
-    of a ``distributed.Client``. Their blocks of 256 rows are added in order: no bit depends on chunks, workers or threads. Of
-    networks of float32 or float64 in which all parameters are those of `Linear` and `LinearReLU`, the bits are those of a training
-    in memory; so they are of any network with batches of up to 256 rows. Otherwise the gradient of a batch is the sum of those of
-    its blocks, and a layer of a user's own sees a block at a time. With ``shuffle=True`` each batch has rows of
-    all chunks, which should be in memory (``x.persist()``); with a number, chunks are calculated when their rows are shuffled,
-    and stay until these have been used; with False, while a batch needs them. Targets are read once before the first step.
+    Where x is a dask array, gradients are calculated where its chunks are, by the scheduler that dask uses: threads, or the
+    workers of a ``distributed.Client``. Their blocks of 256 rows are added in order: no bit depends on chunks, workers or
+    threads. Of networks of float32 or float64 in which all parameters are those of `Linear` and `LinearReLU`, the bits are
+    those of a training in memory; so they are of any network with batches of up to 256 rows. Otherwise the gradient of a batch
+    is the sum of those of its blocks, and a layer of a user's own sees a block at a time. With ``shuffle=True`` each batch has
+    rows of all chunks, which should be in memory (``x.persist()``); with a number, chunks are calculated when their rows are
+    shuffled, and stay until these have been used; with False, while a batch needs them. Targets are read once before the first
+    step.
 
     Parameters
     ----------
