@@ -179,6 +179,11 @@ def _refused(base: str, message: str, given: Operands) -> TypeError | None:
             fault = device_fault(base, name, value)
             if fault is not None:
                 return fault
+    if message.startswith("`dtype` inference failed"):  # dask asks NumPy with empty arrays
+        for name, value in given.items():
+            dtype = getattr(value, "dtype", np.dtype(np.float64))
+            if getattr(dtype, "name", "float64") not in FLOATS + INTEGERS:
+                return TypeError(f"{base}: {name} must be an integer type, float16, bfloat16, float32 or float64, not {dtype}")
     if message.startswith("operand type(s) all returned NotImplemented"):
         name, value = next((name, value) for name, value in given.items() if overrides(value))
         kind = f"{type(value).__module__.partition('.')[0]}.{_kind(value)}"

@@ -244,9 +244,15 @@ def _explain(
         return ValueError(f"{base}: out must be an array or a tuple of one, not a tuple of {len(out)}")
     outputs = {"out": out} if mask is None else {"out": out, "mask": mask}
     is_told = str(error).startswith(f"{base}: mask ")
-    if type(error) is ValueError and not is_told and not any(map(overrides, (*given.values(), *outputs.values()))):
+    if type(error) is ValueError and not is_told and not any(map(_tells_shapes, (*given.values(), *outputs.values()))):
         error = _shape_error(base, given, outputs, kwargs) or error
     return faults.explain(base, error, given, outputs, kwargs)
+
+
+def _tells_shapes(operand: Any) -> bool:
+    """Whether another library's error is as clear as ours: dask knows the axes by the letters of the signature only."""
+    is_of_dask = type(operand).__module__.startswith("dask.array") and all(isinstance(size, int) for size in operand.shape)
+    return overrides(operand) and not is_of_dask
 
 
 def _shape_error(base: str, given: dict[str, Any], outputs: dict[str, Any], kwargs: dict[str, Any]) -> ValueError | None:

@@ -16,6 +16,7 @@ from numpy.testing import assert_array_equal
 
 import fastrelu
 from fastrelu import nn
+from fastrelu.examples import dask_training
 from fastrelu.nn import dask_data
 
 ROWS = 1500
@@ -286,3 +287,21 @@ def test_predictions_stay_where_the_chunks_are(client: Client) -> None:
     model = network(8, 16, 3)
     y = da.from_array(x, (400, 8)).map_blocks(model.predict, chunks=((400, 400, 400, 300), (3,)), dtype=np.float32)
     assert_array_equal(y.compute(), model.predict(x))
+
+
+# The example.
+
+
+def test_example_trains_as_in_memory() -> None:
+    found = dask_training.train(3000, 2, 0, count=0, progress=False)
+    assert found.is_same
+    assert found.history.loss[1] < found.history.loss[0]
+
+
+def test_plan_grows_with_the_rows() -> None:
+    small, large = dask_training.plan(1e-5, 1e-3), dask_training.plan(1e-5, 1e-3, terabytes=2.0)
+    for name, seconds in vars(small).items():
+        assert getattr(large, name) == pytest.approx(2 * seconds, rel=0.01)
+    rows = 1e12 / (4 * 784)
+    assert small.compute == pytest.approx(rows * 1e-5 / 1600, rel=0.01)
+    assert small.reading == 10
