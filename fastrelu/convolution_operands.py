@@ -30,8 +30,8 @@ def arrays(base: str, operands: Mapping[str, Any]) -> Mapping[str, ndarray]:
         return operands
     made = {}
     for name, operand in operands.items():
-        fault: BaseException | None = faults.device_fault(base, name, operand) or foreign.lossy_fault(base, name, operand)
-        operand = operand if fault else foreign.array(operand)
+        fault: BaseException | None = faults.device_fault(base, name, operand)
+        operand = foreign.array(operand) if fault is None else operand
         if fault is None and (faults.overrides(operand) or isinstance(operand, np.ma.MaskedArray)):
             kind = f"{type(operand).__module__}.{type(operand).__name__}"
             fault = TypeError(f"{base}: {name} must be a NumPy array, not {kind}")
