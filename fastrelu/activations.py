@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from fastrelu import faults
+from fastrelu import faults, foreign
 from fastrelu.device import target
 from fastrelu.dispatch import elementwise
 
@@ -327,6 +327,9 @@ def prelu_backward(dy: ArrayLike, x: ArrayLike, alpha: ArrayLike, /, *, device: 
         from fastrelu.cuda import dispatch as cuda
 
         gradients: tuple[Any, Any] = cuda.elementwise("prelu_backward", {"dy": dy, "x": x, "alpha": alpha}, None, {}, place)
+        return gradients
+    if any(map(foreign.is_foreign, (dy, x, alpha))):
+        gradients = foreign.call(prelu_backward, "prelu_backward", {"dy": dy, "x": x, "alpha": alpha}, None, {})
         return gradients
     try:
         shape, slopes = np.shape(x), np.shape(alpha)

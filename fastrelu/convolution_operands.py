@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from fastrelu import faults
+from fastrelu import faults, foreign
 from fastrelu.native.convolution import PLANS, Geometry
 from fastrelu.operations import INTEGERS
 
@@ -31,6 +31,7 @@ def arrays(base: str, operands: Mapping[str, Any]) -> Mapping[str, ndarray]:
     made = {}
     for name, operand in operands.items():
         fault: BaseException | None = faults.device_fault(base, name, operand)
+        operand = foreign.array(operand) if fault is None else operand
         if fault is None and (faults.overrides(operand) or isinstance(operand, np.ma.MaskedArray)):
             kind = f"{type(operand).__module__}.{type(operand).__name__}"
             fault = TypeError(f"{base}: {name} must be a NumPy array, not {kind}")

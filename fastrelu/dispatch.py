@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import numpy as np
 from numpy import ndarray
 
-from fastrelu import device, faults
+from fastrelu import device, faults, foreign
 from fastrelu.native.guard import lock
 from fastrelu.operations import OPERATIONS, Operation
 
@@ -61,6 +61,8 @@ def elementwise(declaration: Callable[P, R]) -> Callable[P, R]:
             from fastrelu.cuda import dispatch as cuda
 
             return cuda.elementwise(name, dict(zip(names, operands, strict=True)), out, kwargs, place)
+        if foreign.is_foreign(out) or any(map(foreign.is_foreign, operands)):
+            return foreign.call(function, name, dict(zip(names, operands, strict=True)), out, kwargs)
         if out is Ellipsis and not _NUMPY_HAS_ELLIPSIS_OUT:
             result = bind()(*operands, **kwargs)
             return np.asarray(result) if isinstance(result, np.generic) else result

@@ -181,6 +181,15 @@ def _refused(base: str, message: str, given: Operands) -> TypeError | None:
             fault = device_fault(base, name, value)
             if fault is not None:
                 return fault
+    if message.startswith("`dtype` inference failed"):  # dask asks NumPy with empty arrays
+        for name, value in given.items():
+            dtype = getattr(value, "dtype", np.dtype(np.float64))
+            if getattr(dtype, "name", "float64") not in FLOATS + INTEGERS:
+                return TypeError(f"{base}: {name} must be an integer type, float16, bfloat16, float32 or float64, not {dtype}")
+    if message.startswith("operand type(s) all returned NotImplemented"):
+        name, value = next((name, value) for name, value in given.items() if overrides(value))
+        kind = f"{type(value).__module__.partition('.')[0]}.{_kind(value)}"
+        return TypeError(f"{base}: {name} must be an array; {kind} returned NotImplemented for it, make it a NumPy array first")
     return None
 
 
@@ -196,6 +205,8 @@ def operand_fault(base: str, operands: Operands, keywords: Mapping[str, Any]) ->
         # An int of any size takes the type of the others, and with a prescribed type the rules of casting decide.
         is_open = type(value) is int or not {"dtype", "signature"}.isdisjoint(keywords)
         if not is_open and dtype.name not in FLOATS + INTEGERS:
+            if type(value).__module__.startswith("scipy.sparse"):
+                return TypeError(f"{base}: {name} must be a dense array, not a {_kind(value)}: call its toarray() first")
             came = np.dtype(dtype.type).name
             if not isinstance(value, ndarray) and came != _kind(value):
                 came += f" ({_kind(value)})"

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 
-from fastrelu import device, faults
+from fastrelu import device, faults, foreign
 from fastrelu.operations import FLOATS, GRADIENTS, INTEGERS, backward
 from fastrelu.packed import PackedWeight, face
 
@@ -195,6 +195,14 @@ def _general(
         gradients: Triple = cuda.backward(base, operands, wanted, added, outputs, kwargs, place)
         return gradients
     device.check_precision(base, kwargs)
+    if any(map(foreign.is_foreign, (*operands.values(), *outputs.values()))):
+
+        def with_arrays(*arrays: Any, out: Any = None) -> Triple:
+            given = dict.fromkeys(("x", "w")) | dict(zip(operands, arrays, strict=True))
+            return _general(base, None, given, alpha, out, wanted, accumulate, kwargs)
+
+        gradients = foreign.call(with_arrays, base, operands, out, {})
+        return gradients
     if type(operands.get("w")) is PackedWeight:
         operands["w"] = operands["w"].unpack()
     given = [*operands.values(), *alpha, *outputs.values()]

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, cast
 import numpy as np
 from numpy import ndarray
 
-from fastrelu import device, faults
+from fastrelu import device, faults, foreign
 from fastrelu.faults import overrides
 from fastrelu.native.guard import lock
 from fastrelu.operations import FLOATS, HALVES, INTEGERS, LAYERS
@@ -120,6 +120,9 @@ def layer(declaration: Callable[P, R]) -> Callable[P, R]:
             given = dict.fromkeys(("x", "w", "b", "alpha")) | dict(zip(operation.inputs, operands, strict=True))
             return cuda.layer(base, given, out, mask, kwargs, place)
         device.check_precision(base, kwargs)
+        if foreign.is_foreign(out) or any(map(foreign.is_foreign, operands)):
+            keywords = kwargs if mask is None else {**kwargs, "mask": mask}
+            return foreign.call(function, base, dict(zip(operation.inputs, operands, strict=True)), out, keywords)
         x, w, b, *alpha = operands
         if is_row:
             alpha = [_row(alpha[0], x, w)]
@@ -241,9 +244,15 @@ def _explain(
         return ValueError(f"{base}: out must be an array or a tuple of one, not a tuple of {len(out)}")
     outputs = {"out": out} if mask is None else {"out": out, "mask": mask}
     is_told = str(error).startswith(f"{base}: mask ")
-    if type(error) is ValueError and not is_told and not any(map(overrides, (*given.values(), *outputs.values()))):
+    if type(error) is ValueError and not is_told and not any(map(_tells_shapes, (*given.values(), *outputs.values()))):
         error = shape_fault(base, given, outputs, kwargs) or error
     return faults.explain(base, error, given, outputs, kwargs)
+
+
+def _tells_shapes(operand: Any) -> bool:
+    """Whether another library's error is as clear as ours: dask knows the axes by the letters of the signature only."""
+    is_of_dask = type(operand).__module__.startswith("dask.array") and all(isinstance(size, int) for size in operand.shape)
+    return overrides(operand) and not is_of_dask
 
 
 def shape_fault(base: str, given: dict[str, Any], outputs: dict[str, Any], kwargs: dict[str, Any]) -> ValueError | None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["softmax_cross_entropy"]
 
 _REDUCTIONS = ("mean", "sum", "none")
+# As in `fastrelu.kernels.softmax_cross_entropy`, which imports Numba.
+_LANES = 16
 
 
 def softmax_cross_entropy(
@@ -84,7 +86,39 @@ def softmax_cross_entropy(
     if out is not None:
         check_output(base, out, z.shape, z.dtype)
     right = words_within(base, "labels", "a label", classes, z.shape[-1])
+    losses, loss, dlogits = row_losses(z, right, max(right.size, 1) if reduction == "mean" else 1, out)
+    if reduction == "none":
+        with np.errstate(all="ignore"):
+            return losses.astype(z.dtype).reshape(right.shape)[()], dlogits
+    if reduction == "mean":
+        loss = loss / right.size if right.size else math.nan
+    with np.errstate(all="ignore"):
+        return z.dtype.type(loss), dlogits
 
+
+def row_losses(z: ndarray, right: ndarray, divisor: int, out: ndarray | None = None) -> tuple[ndarray, float, ndarray]:
+    """What `softmax_cross_entropy` calculates of operands that are checked.
+
+    Parameters
+    ----------
+    z : ndarray
+        The logits.
+    right : ndarray
+        The labels, contiguous int64.
+    divisor : int
+        What the gradient is divided by: the rows of a batch, of which these may be a part.
+    out : ndarray, optional
+        Where to put the gradient.
+
+    Returns
+    -------
+    losses : ndarray
+        Those of all rows, float64, in one axis.
+    loss : float
+        Their sum, as `sum_of_losses` has it.
+    dlogits : ndarray
+        The gradient.
+    """
     flat = z.reshape(-1, z.shape[-1]) if z.size else z.reshape(right.size, z.shape[-1])
     if flat.strides[1] != flat.itemsize:
         flat = np.ascontiguousarray(flat)
@@ -94,7 +128,7 @@ def softmax_cross_entropy(
         place = None
     gradient = np.empty(flat.shape, flat.dtype) if place is None else place
     losses, sums, loss_sum = np.empty(right.size), np.empty(right.size), ctypes.c_double(0)
-    factor = ctypes.c_double(1 / max(right.size, 1) if reduction == "mean" else 1)
+    factor = ctypes.c_double(1 / divisor)
     if flat.size:
         routine("softmax_cross_entropy", "build", name_of(flat.dtype))(
             address(flat), flat.strides[0], address(right), address(gradient), gradient.strides[0],
@@ -103,11 +137,15 @@ def softmax_cross_entropy(
     if out is not None and place is None:
         np.copyto(out, gradient.reshape(z.shape))
     dlogits = gradient.reshape(z.shape) if out is None else out
-    if reduction == "none":
-        with np.errstate(all="ignore"):
-            return losses.astype(z.dtype).reshape(right.shape)[()], dlogits
-    loss = loss_sum.value
-    if reduction == "mean":
-        loss = loss / right.size if right.size else math.nan
+    return losses, loss_sum.value, dlogits
+
+
+def sum_of_losses(losses: ndarray) -> float:
+    """The sum of losses that were calculated in parts, in the order and with the bits of the kernel."""
+    whole = len(losses) // _LANES * _LANES
     with np.errstate(all="ignore"):
-        return z.dtype.type(loss), dlogits
+        lanes = np.add.accumulate([np.zeros(_LANES), *losses[:whole].reshape(-1, _LANES)])[-1]
+        while len(lanes) > 1:
+            lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+        rest = np.add.accumulate([0.0, *losses[whole:]])[-1]
+        return float(lanes[0] + rest)

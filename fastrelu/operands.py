@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from fastrelu import faults
+from fastrelu import faults, foreign
 from fastrelu.native.routine import address, routine
 from fastrelu.operations import FLOATS, HALVES, INTEGERS
 
@@ -34,12 +34,27 @@ def name_of(dtype: np.dtype[Any]) -> str:
 def _known_array(base: str, name: str, value: Any) -> ndarray:
     """`value` as an array of a float or integer type."""
     if type(value) is not ndarray or name_of(value.dtype) not in _KNOWN:
-        fault = faults.device_fault(base, name, value) or faults.operand_fault(base, {name: value}, {})
+        fault: BaseException | None = faults.device_fault(base, name, value) or foreign.lossy_fault(base, name, value)
+        value = value if fault else foreign.array(value)
+        fault = fault or faults.operand_fault(base, {name: value}, {})
         if fault is not None:
             raise fault
     array = np.asarray(value)
     if name_of(array.dtype) not in _KNOWN:  # a Python integer that no integer type holds
         raise TypeError(f"{base}: {name} must be an integer type, float16, bfloat16, float32 or float64, not {array.dtype}")
+    return array
+
+
+def plain_array(base: str, name: str, value: Any) -> ndarray:
+    """`value` as an array of any type but that of Python's objects."""
+    if type(value) is ndarray and value.dtype != object:
+        return value
+    fault: BaseException | None = foreign.lossy_fault(base, name, value)
+    array = np.asarray(0 if fault else foreign.array(value))
+    if fault is None and array.dtype == object:
+        fault = faults.operand_fault(base, {name: value}, {})
+    if fault is not None:
+        raise fault
     return array
 
 

@@ -966,6 +966,22 @@ def test_dask_computes_nothing_before_it_is_asked(name: str) -> None:
                 result.compute(scheduler="synchronous")
 
 
+def test_dask_arrays_that_do_not_fit_are_refused_early() -> None:
+    da = pytest.importorskip("dask.array")
+    x, w, b = operands("linear_relu")
+    x, lazy = da.from_array(x), da.from_array(w)
+    with pytest.raises(ValueError, match=rf"^linear_relu: w must have shape \(..., {K}, n\) for x of shape"):
+        fastrelu.linear_relu(x, w[:-1], b)
+    with pytest.raises(ValueError, match=rf"^linear_relu: b must have shape \(..., {N}\) for w of shape"):
+        fastrelu.linear_relu(x, lazy, b[:-1])
+    with pytest.raises(ValueError, match=r"^linear_relu: w must have at least two axes"):
+        fastrelu.linear_relu(x, b, b)
+    with pytest.raises(TypeError, match=r"^linear_relu: x must be an integer type, .* not bool"):
+        fastrelu.linear_relu(x > 0, w, b)
+    with pytest.raises(ValueError, match="chunk"):
+        fastrelu.linear_relu(x, lazy.rechunk((1, N)), b)
+
+
 def test_dask_wants_the_terms_in_one_chunk() -> None:
     da = pytest.importorskip("dask.array")
     x, w, b = operands("linear_relu")

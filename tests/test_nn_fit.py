@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import fastrelu
 from fastrelu import nn
 from fastrelu.nn import training
+from fastrelu.nn.data import batches
 from fastrelu.nn.losses import LOSSES
 from tests.subprocesses import call
 
@@ -360,3 +361,36 @@ def test_data_of_other_layouts(layout):
 
 def test_data_may_be_lists():
     assert nn.fit(network(2, 2), [[0.0, 1.0], [1.0, 0.0]], [0, 1], 2, progress=False).epochs == 2
+
+
+@pytest.mark.parametrize("shuffle", [False, True, 1, 7, 100, 1000])
+@pytest.mark.parametrize("size", [1, 64, 300, 1000])
+def test_batches_have_each_row_once(shuffle, size):
+    rows = np.arange(700)
+    seen = [rows[batch] for batch in batches(700, size, shuffle, np.random.default_rng(0))]
+    assert_array_equal(np.sort(np.concatenate(seen)), rows)
+    assert {len(batch) for batch in seen[:-1]} <= {size}
+    for batch in seen:
+        assert len(batch) <= 256 or (np.diff(batch) > 0).all()
+    assert shuffle is False or size == 1000 or not np.array_equal(np.concatenate(seen), rows)
+
+
+def test_parts_are_shuffled_one_after_the_other():
+    seen = np.concatenate([*batches(100, 7, 30, np.random.default_rng(0))])
+    parts = np.split(seen // 30, np.flatnonzero(np.diff(seen // 30)) + 1)
+    assert sorted(part[0] for part in parts) == [0, 1, 2, 3]
+    assert [part[0] for part in parts] != [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("shuffle", [True, 100])
+def test_order_may_be_that_of_parts(shuffle):
+    x, y = data(700)
+    model, other = network(8, 3), network(8, 3)
+    nn.fit(model, x, y, 2, 64, optimizer=nn.SGD(0.1), rng=5, shuffle=shuffle, progress=False)
+    rng, optimizer = np.random.default_rng(5), nn.SGD(0.1)
+    for _ in range(2):
+        for batch in batches(700, 64, shuffle, rng):
+            _, dy = fastrelu.softmax_cross_entropy(other.forward(x[batch]), y[batch])
+            other.backward(dy)
+            optimizer.step(other.parameters, other.gradients)
+    assert_array_equal(model.parameters["0.weight"], other.parameters["0.weight"])

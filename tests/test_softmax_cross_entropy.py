@@ -9,6 +9,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fastrelu
+from fastrelu.losses import row_losses, sum_of_losses
 from fastrelu.native import target
 from tests.reference import bits
 from tests.subprocesses import call
@@ -285,3 +286,15 @@ def results() -> None:
 @pytest.mark.skipif(not target.has_feature("avx2"), reason="only the features of x86 processors are varied")
 def test_bits_are_those_of_narrower_vectors():
     assert call(results, env=TARGETS["avx2"][0], timeout=300) == call(results, timeout=300) != ""
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 31, 32, 100, 257])
+def test_losses_in_parts_have_the_sum_of_the_whole(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    z, labels = rng.standard_normal((rows, 5), dtype=np.float32), rng.integers(5, size=rows)
+    whole, loss, dz = row_losses(z, labels, rows)
+    cut = rows // 3
+    parts = [row_losses(z[a:b], labels[a:b], rows) for a, b in ((0, cut), (cut, rows))]
+    assert_array_equal(np.concatenate([part[0] for part in parts]), whole)
+    assert_array_equal(np.concatenate([part[2] for part in parts]), dz)
+    assert sum_of_losses(whole) == loss

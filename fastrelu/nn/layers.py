@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import fastrelu
-from fastrelu import faults
+from fastrelu import faults, foreign
 from fastrelu.nn.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softplus, Tanh
 from fastrelu.nn.activations import _Activation as Activation
 from fastrelu.nn.initial import he_normal, positive
@@ -129,7 +129,9 @@ class Layer:
         if type(value) is np.ndarray and value.dtype == dtype:
             return value
         name = type(self).__name__
-        fault = faults.device_fault(name, argument, value) or faults.operand_fault(name, {argument: value}, {})
+        fault: BaseException | None = faults.device_fault(name, argument, value) or foreign.lossy_fault(name, argument, value)
+        value = value if fault else foreign.array(value)
+        fault = fault or faults.operand_fault(name, {argument: value}, {})
         if fault is not None:
             raise fault
         array: np.ndarray = np.asarray(value, dtype)

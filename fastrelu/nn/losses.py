@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 import fastrelu
+from fastrelu.losses import row_losses, sum_of_losses
 
 __all__ = ["LOSSES", "Loss"]
 
@@ -15,6 +17,8 @@ class Loss:
     """A loss by its name."""
 
     has_accuracy = True
+    has_range = True
+    """Whether targets are of the right type and all the same may be wrong."""
 
     def __init__(self) -> None:
         self._dy: Any = None
@@ -25,11 +29,24 @@ class Loss:
 
     def __call__(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
         """The mean over the batch and its gradient, in an array that the next call fills again."""
+        losses, dy = self.terms(outputs, targets, len(targets))
+        return self.mean(losses, outputs.dtype), dy
+
+    def terms(self, outputs: np.ndarray, targets: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """The losses, and the gradient of their mean over a batch of so many rows, of which these may be a part."""
+        raise NotImplementedError
+
+    def mean(self, losses: np.ndarray, dtype: np.dtype[Any]) -> float:
+        """The mean over a batch of what `terms` gives for its parts, one after the other; `dtype` is that of the outputs."""
+        return float(losses.mean(dtype=np.float64))
+
+    def count_right(self, outputs: np.ndarray, targets: np.ndarray) -> int:
+        """How many outputs are right."""
         raise NotImplementedError
 
     def right(self, outputs: np.ndarray, targets: np.ndarray) -> float:
         """The part of the outputs that are right."""
-        raise NotImplementedError
+        return self.count_right(outputs, targets) / targets.size
 
     def _place(self, outputs: np.ndarray) -> np.ndarray:
         if self._dy is None or self._dy.shape != outputs.shape or self._dy.dtype != outputs.dtype:
@@ -57,8 +74,17 @@ class SoftmaxCrossEntropy(Loss):
         loss, dy = fastrelu.softmax_cross_entropy(outputs, targets, out=self._place(outputs))
         return float(loss), dy
 
-    def right(self, outputs: np.ndarray, targets: np.ndarray) -> float:
-        return float(np.count_nonzero(outputs.argmax(-1) == targets) / targets.size)
+    def terms(self, outputs: np.ndarray, targets: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.ascontiguousarray(targets)
+        losses, _, dy = row_losses(outputs, labels, rows * math.prod(targets.shape[1:]), self._place(outputs))
+        return losses, dy
+
+    def mean(self, losses: np.ndarray, dtype: np.dtype[Any]) -> float:
+        with np.errstate(all="ignore"):
+            return float(dtype.type(sum_of_losses(losses) / len(losses)))
+
+    def count_right(self, outputs: np.ndarray, targets: np.ndarray) -> int:
+        return int(np.count_nonzero(outputs.argmax(-1) == targets))
 
 
 class _Numbers(Loss):
@@ -91,27 +117,27 @@ class SigmoidCrossEntropy(_Numbers):
             raise ValueError(f"fit: {argument} must be from 0 to 1 for sigmoid_cross_entropy, not {wrong[0]}")
         return values
 
-    def __call__(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+    def terms(self, outputs: np.ndarray, targets: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
         losses = targets * fastrelu.softplus(-outputs) + (1 - targets) * fastrelu.softplus(outputs)
         dy = fastrelu.sigmoid(outputs, out=self._place(outputs))
         dy -= targets
-        dy /= max(dy.size, 1)
-        return float(losses.mean(dtype=np.float64)), dy
+        dy /= max(rows * math.prod(dy.shape[1:]), 1)
+        return losses, dy
 
-    def right(self, outputs: np.ndarray, targets: np.ndarray) -> float:
-        return float(np.mean((outputs > 0) == (targets > 0.5)))
+    def count_right(self, outputs: np.ndarray, targets: np.ndarray) -> int:
+        return int(np.count_nonzero((outputs > 0) == (targets > 0.5)))
 
 
 class MeanSquaredError(_Numbers):
     """The mean of the squares of the differences; it has no accuracy."""
 
-    has_accuracy = False
+    has_accuracy = has_range = False
 
-    def __call__(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+    def terms(self, outputs: np.ndarray, targets: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
         dy = np.subtract(outputs, targets, out=self._place(outputs))
-        loss = float(np.square(dy, dtype=np.float64 if dy.dtype == np.float64 else np.float32).mean(dtype=np.float64))
-        dy *= 2 / max(dy.size, 1)
-        return loss, dy
+        losses = np.square(dy, dtype=np.float64 if dy.dtype == np.float64 else np.float32)
+        dy *= 2 / max(rows * math.prod(dy.shape[1:]), 1)
+        return losses, dy
 
 
 LOSSES: dict[str, type[Loss]] = {

@@ -9,6 +9,7 @@ import numpy as np
 from fastrelu.nn.activations import _Activation as Activation
 from fastrelu.nn.initial import positive
 from fastrelu.nn.layers import FUSED, Flatten, Layer
+from fastrelu.operands import plain_array
 
 __all__ = ["Sequential"]
 
@@ -170,7 +171,7 @@ class Sequential(Layer):
         (3, 4)
         """
         batch_size = positive("predict", "batch_size", batch_size)
-        x = np.asarray(x)
+        x = plain_array("predict", "x", x)
         if x.ndim < 1:
             raise ValueError("predict: x must have at least one axis, the batch, not shape ()")
         first = np.asarray(self._forward(x[:batch_size], keep=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,10 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from fastrelu.native.guard import lock
+from fastrelu.nn.data import Arrays, Batch, Data, InMemory, batches, check_rows, is_from_dask
 from fastrelu.nn.initial import generator, positive
 from fastrelu.nn.losses import LOSSES, Loss
-from fastrelu.nn.optimizers import Adam, Arrays
+from fastrelu.nn.optimizers import Adam
 from fastrelu.nn.sequential import Sequential
+from fastrelu.operands import plain_array
 
 __all__ = ["History", "fit"]
 
@@ -72,21 +74,31 @@ def fit(
     optimizer: Optimizer | None = None,
     loss: str = "softmax_cross_entropy",
     validation: tuple[Any, Any] | None = None,
-    shuffle: bool = True,
+    shuffle: bool | int = True,
     rng: Any = None,
     progress: bool = True,
 ) -> History:
     """Train a model by minibatches.
 
-    With the same `rng`, model and data the bits are the same, whatever the number of threads.
+    With the same `rng`, model and data the bits are the same, whatever the number of threads. The rows of a batch of more than
+    256, whose gradients are sums of blocks, are in the order of the data.
+
+    Where x is a dask array, gradients are calculated where its chunks are, by the scheduler that dask uses: threads, or the
+    workers of a ``distributed.Client``. Their blocks of 256 rows are added in order: no bit depends on chunks, workers or
+    threads. Of networks of float32 or float64 in which all parameters are those of `Linear` and `LinearReLU`, the bits are
+    those of a training in memory; so they are of any network with batches of up to 256 rows. Otherwise the gradient of a batch
+    is the sum of those of its blocks, and a layer of a user's own sees a block at a time. With ``shuffle=True`` each batch has
+    rows of all chunks, which should be in memory (``x.persist()``); with a number, chunks are calculated when their rows are
+    shuffled, and stay until these have been used; with False, while a batch needs them. Targets are read once before the first
+    step.
 
     Parameters
     ----------
     model : Sequential
         Changed in place.
-    x : array_like
+    x : array_like or dask array
         Inputs; the first axis is the data.
-    y : array_like
+    y : array_like or dask array
         What the outputs should be: for softmax_cross_entropy classes, integers from 0; for sigmoid_cross_entropy numbers from 0
         to 1, of the shape of the outputs; for mean_squared_error any numbers. Where there is one output a row, y may have one
         axis.
@@ -100,8 +112,9 @@ def fit(
         "softmax_cross_entropy", "sigmoid_cross_entropy" (both of outputs without the activation) or "mean_squared_error".
     validation : tuple of x and y, optional
         Data that are only looked at, at the end of each epoch.
-    shuffle : bool, optional
-        Whether each epoch has an order of its own, else that of the data.
+    shuffle : bool or int, optional
+        Whether each epoch has an order of its own, else that of the data. A number of rows: parts of so many neighbouring rows
+        come in any order, and in each its rows in any order.
     rng : int, numpy.random.Generator or None, optional
         Where the orders come from, or the seed.
     progress : bool, optional
@@ -132,31 +145,32 @@ def fit(
     """
     objective = _checked(model, loss)
     epochs, batch_size = positive("fit", "epochs", epochs, 0), positive("fit", "batch_size", batch_size)
-    x, y = _data("", x, y, model, objective)
+    shuffle = bool(shuffle) if isinstance(shuffle, bool | np.bool_) else positive("fit", "shuffle", shuffle)
+    data = _data("", x, y, model, objective, shuffle)
     held_out = None
     if validation is not None:
         if not isinstance(validation, tuple | list) or len(validation) != 2:
             raise ValueError("fit: validation must be a pair, x and y")
-        held_out = _data("validation ", *validation, model, objective)
+        held_out = _data("validation ", *validation, model, objective, False)
     orders = generator("fit", rng)
     if optimizer is None:
         optimizer = Adam()
     elif not callable(getattr(optimizer, "step", None)):
         raise TypeError(f"fit: optimizer must have a method step, as SGD and Adam have, not be a {type(optimizer).__name__}")
     history = model.history = _empty(objective.has_accuracy, held_out is not None)
-    batches = -(-len(x) // batch_size)
     try:
-        with _bar(epochs * batches, progress) as bar:
+        with _bar(-(-data.rows // batch_size) * epochs, progress) as bar:
             for _ in range(epochs):
-                order = orders.permutation(len(x)) if shuffle else None
-                entries = _epoch(model, _batches(x, y, order, batch_size), optimizer, objective, bar)
+                order = batches(data.rows, batch_size, shuffle, orders)
+                entries = _epoch(model, data, order, optimizer, objective.has_accuracy, bar)
                 if held_out is not None:
-                    entries |= _validate(model, *held_out, objective)
+                    entries |= _validate(held_out, objective.has_accuracy)
                 for name, value in reversed(entries.items()):  # the loss last, which counts as a complete epoch
                     getattr(history, name).append(value)
                 if bar is not None:
                     bar.set_postfix(entries)
     finally:
+        data.close()
         model._release()
     return history
 
@@ -178,58 +192,41 @@ def _checked(model: Any, loss: Any) -> Loss:
     return LOSSES[loss]()
 
 
-def _data(words: str, x: Any, y: Any, model: Sequential, objective: Loss) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets as arrays that the model and the loss can take."""
-    x, y = np.asarray(x), np.asarray(y)
-    for argument, array in (("x", x), ("y", y)):
-        if array.ndim < 1 or not len(array):
-            raise ValueError(f"fit: {words}{argument} must have at least one row, not shape {array.shape}")
-    if len(x) != len(y):
-        raise ValueError(f"fit: {words}y must have as many rows as x, {len(x)}, not {len(y)}")
-    return x, objective.targets(f"{words}y", y, model.predict(x[:1]))
+def _data(words: str, x: Any, y: Any, model: Sequential, objective: Loss, shuffle: bool | int) -> Data:
+    """Inputs and targets that the model and the loss can take."""
+    if is_from_dask(x):
+        with lock:
+            from fastrelu.nn.dask_data import InChunks
+
+        return InChunks(words, x, y, model, objective, shuffle)
+    x, y = plain_array("fit", f"{words}x", x), plain_array("fit", f"{words}y", y)
+    check_rows(words, x.shape, y.shape)
+    return InMemory(x, objective.targets(f"{words}y", y, model.predict(x[:1])), model, objective)
 
 
-def _batches(x: np.ndarray, y: np.ndarray, order: Any, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The batches of an epoch; with an order all of them in the same memory."""
-    if order is None:
-        for start in range(0, len(x), batch_size):
-            yield x[start : start + batch_size], y[start : start + batch_size]
-        return
-    # NumPy's take would copy all of any other array for each batch.
-    is_plain = x.flags.c_contiguous and x.flags.aligned
-    place = np.empty((min(batch_size, len(x)), *x.shape[1:]), x.dtype) if is_plain else None
-    for start in range(0, len(x), batch_size):
-        rows = order[start : start + batch_size]
-        # With another mode than "raise" it writes straight into the place. No row is out of range.
-        taken = x[rows] if place is None else np.take(x, rows, axis=0, out=place[: len(rows)], mode="clip")
-        yield taken, y[rows]
-
-
-def _epoch(model: Sequential, batches: Any, optimizer: Optimizer, objective: Loss, bar: Any) -> dict[str, float]:
+def _epoch(
+    model: Sequential, data: Data, batches: Iterable[Batch], optimizer: Optimizer, has_accuracy: bool, bar: Any
+) -> dict[str, float]:
     """A step for each batch; returns what the history notes."""
     losses, right, norms, rows, count = 0.0, 0.0, 0.0, 0, 0
     parameters = model.parameters
-    for x, y in batches:
-        outputs = model._forward(x, escapes=False)
-        loss, dy = objective(outputs, y)
-        right += objective.right(outputs, y) * len(x) if objective.has_accuracy else 0
-        model._backward(dy, wants_dx=False)
-        norms += optimizer.step(parameters, model.gradients)
-        losses, rows, count = losses + loss * len(x), rows + len(x), count + 1
+    for batch in batches:
+        size = batch.stop - batch.start if isinstance(batch, slice) else len(batch)
+        loss, share, gradients = data.gradients(batch)
+        norms += optimizer.step(parameters, gradients)
+        losses, right, rows, count = losses + loss * size, right + share * size, rows + size, count + 1
         if bar is not None:
             bar.update()
-    accuracy = {"accuracy": right / rows} if objective.has_accuracy else {}
+    accuracy = {"accuracy": right / rows} if has_accuracy else {}
     return {"loss": losses / rows, **accuracy, "gradient_norm": norms / count}
 
 
-def _validate(model: Sequential, x: np.ndarray, y: np.ndarray, objective: Loss) -> dict[str, float]:
+def _validate(data: Data, has_accuracy: bool) -> dict[str, float]:
     losses, right = 0.0, 0.0
-    for inputs, targets in _batches(x, y, None, 1024):
-        outputs = model.predict(inputs)
-        losses += objective(outputs, targets)[0] * len(inputs)
-        right += objective.right(outputs, targets) * len(inputs) if objective.has_accuracy else 0
-    accuracy = {"validation_accuracy": right / len(x)} if objective.has_accuracy else {}
-    return {"validation_loss": losses / len(x), **accuracy}
+    for rows, loss, share in data.score():
+        losses, right = losses + loss * rows, right + share * rows
+    accuracy = {"validation_accuracy": right / data.rows} if has_accuracy else {}
+    return {"validation_loss": losses / data.rows, **accuracy}
 
 
 @contextmanager
