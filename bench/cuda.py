@@ -24,8 +24,8 @@ import numpy as np
 
 import fastrelu
 import fastrelu.cuda
-from bench.layers import LAYERS, Layer, read
 from bench.table import Point, geometric_mean
+from fastrelu.benchmarks.layers import LAYERS, Layer, read
 
 RESULTS = Path(__file__).with_suffix(".json")
 DEVICE = "cuda"

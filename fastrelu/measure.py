@@ -38,11 +38,22 @@ _SMALLEST_STREAMING_COPY = 8 << 20
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that a call takes: the least and the median of the samples, and how many samples there are."""
+    """Seconds that a call takes.
+
+    Attributes
+    ----------
+    minimum, median : float
+        Of all samples.
+    samples : int
+        How many there are.
+    turns : tuple of float
+        The least of each turn.
+    """
 
     minimum: float
     median: float
     samples: int
+    turns: tuple[float, ...]
 
 
 def compare(calls: Mapping[str, Call], seconds: float = 1.0, turns: int = 3, turn: float = TURN) -> dict[str, Timing]:
@@ -75,15 +86,20 @@ def compare(calls: Mapping[str, Call], seconds: float = 1.0, turns: int = 3, tur
     """
     end = time.perf_counter() + seconds
     repeats = {name: _repeats(call) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    samples: dict[str, list[list[float]]] = {name: [] for name in calls}
     names = list(calls)
     for number in count(1):
         for name in names:
-            samples[name] += _turn(calls[name], repeats[name], turn)
+            samples[name].append(_turn(calls[name], repeats[name], turn))
         if number >= turns and time.perf_counter() >= end:
             break
         names.reverse()  # so that none always runs after the same other
-    return {name: Timing(min(taken), median(taken), len(taken)) for name, taken in samples.items()}
+    return {name: _timing(taken) for name, taken in samples.items()}
+
+
+def _timing(turns: list[list[float]]) -> Timing:
+    samples = [sample for turn in turns for sample in turn]
+    return Timing(min(samples), median(samples), len(samples), tuple(map(min, turns)))
 
 
 def _sample(call: Call, repeats: int) -> float:
