@@ -31,7 +31,7 @@ PAUSE = 5e-3
 LONGEST_PAUSE = 0.5
 
 # Below this, handing a copy to threads takes longer than the copy.
-_SMALLEST_PARALLEL_COPY = 1 << 20
+SMALLEST_PARALLEL_COPY = 1 << 20
 # Stores that bypass the caches pay only where arrays exceed them.
 _SMALLEST_STREAMING_COPY = 8 << 20
 
@@ -159,7 +159,7 @@ def copies(source: np.ndarray, target: np.ndarray) -> dict[str, Call]:
     source, target = source.reshape(-1).view(np.uint8), target.reshape(-1).view(np.uint8)
     ways: dict[str, Call] = {"copy": partial(np.copyto, target, source)}
     threads = get_num_threads()
-    if threads > 1 and source.nbytes >= _SMALLEST_PARALLEL_COPY:
+    if threads > 1 and source.nbytes >= SMALLEST_PARALLEL_COPY:
         ways["copy on threads"] = _parallel_copy(np.copyto, target, source, threads)
     if source.nbytes >= _SMALLEST_STREAMING_COPY:
         from fastrelu.stream import copy_streaming
@@ -209,6 +209,18 @@ def reads(source: np.ndarray) -> dict[str, Call]:
             future.result()
 
     return {"read": partial(read_streaming, source), "read on threads": together}
+
+
+def on_all_threads(call: Call) -> Call:
+    """A call that makes `call` on as many threads as `fastrelu.get_num_threads` allows, all at once."""
+    threads = get_num_threads()
+    pool = _pool(threads)
+
+    def together() -> None:
+        for future in [pool.submit(call) for _ in range(threads)]:
+            future.result()
+
+    return together
 
 
 @cache

@@ -18,9 +18,7 @@ LINE = results.Result(
     form="given",
     library=OURS,
     seconds=1e-6,
-    reference="numpy",
-    reference_seconds=2e-6,
-    ratios=[0.5, 0.52, 0.51],
+    references={"numpy": results.Reference(2e-6, [0.5, 0.52, 0.51]), "all threads": results.Reference(1e-6, [1.0, 0.99, 1.02])},
     amount=8000,
     unit="GB/s",
     speed=8.0,
@@ -36,9 +34,18 @@ def command(*arguments):
     return caught.value.code
 
 
-def line(factor=1.0, **changes):
-    """A line whose call takes `factor` times as long in parts of the reference's time."""
-    return dataclasses.replace(LINE, ratios=[factor * ratio for ratio in LINE.ratios], **changes)
+def line(factor=1.0, threads=1.0, **changes):
+    """A line whose call takes `factor` times as long beside both references, and `threads` times that beside the second."""
+    references = {
+        name: dataclasses.replace(was, ratios=[factor * more * ratio for ratio in was.ratios])
+        for (name, was), more in zip(LINE.references.items(), (1, threads), strict=True)
+    }
+    return dataclasses.replace(LINE, references=references, **changes)
+
+
+def turns(*ratios):
+    """A line with these ratios in its turns."""
+    return dataclasses.replace(LINE, references={"numpy": results.Reference(1.0, list(ratios))})
 
 
 def saved(path, *lines, facts=FACTS):
@@ -65,8 +72,11 @@ def test_run(folder):
     expected = {f"relu-float32-{size}-given-{library}" for size in (10, 1000) for library in ("fastrelu", "numpy")}
     assert names == expected | {f"linear_relu-float32-4x3x5-given-{name}" for name in ("fastrelu", "fastrelu packed", "numpy")}
     for result in run.results:
-        assert result.reference == "numpy"
-        assert min(result.ratios) > 0
+        assert len(result.references) == 2
+        for reference in result.references.values():
+            assert reference.seconds > 0
+            assert len(reference.ratios) == 1
+            assert min(reference.ratios) > 0
         assert result.speed == pytest.approx(result.amount / result.seconds / 1e9)
         assert result.limit > 0
 
@@ -95,7 +105,7 @@ def test_loss_is_more_time_in_parts_of_the_reference(tmp_path, capsys, factor, s
 
 
 def test_slower_machine_is_no_loss(tmp_path):
-    slow = line(seconds=30e-6, reference_seconds=60e-6, speed=8 / 30)
+    slow = line(seconds=30e-6, speed=8 / 30)
     assert command("compare", saved(tmp_path / "old.json", line()), saved(tmp_path / "new.json", slow)) == 0
 
 
@@ -106,11 +116,23 @@ def test_threshold(tmp_path):
     assert command("compare", old, new, "--threshold", "0") == 2
 
 
-def test_turns_that_overlap_are_too_noisy(tmp_path, capsys):
-    old = saved(tmp_path / "old.json", dataclasses.replace(LINE, ratios=[0.4, 0.5, 2.0]))
-    new = saved(tmp_path / "new.json", dataclasses.replace(LINE, ratios=[0.5, 1.0, 2.0]))
+@pytest.mark.parametrize("more", [0.3, 3.0])
+def test_change_beside_one_reference_alone_is_no_loss(tmp_path, capsys, more):
+    """A processor that another program takes: what needs all of them becomes slower beside what needs one."""
+    old, new = saved(tmp_path / "old.json", line()), saved(tmp_path / "new.json", line(threads=more))
     assert command("compare", old, new) == 0
+    assert command("compare", old, saved(tmp_path / "lost.json", line(1.3 / min(more, 1), threads=more))) == 1
+
+
+def test_turns_that_overlap_are_too_noisy(tmp_path, capsys):
+    old = saved(tmp_path / "old.json", turns(0.4, 0.5, 2.0))
+    assert command("compare", old, saved(tmp_path / "new.json", turns(0.5, 1.0, 2.0))) == 0
     assert "Too noisy to tell:" in capsys.readouterr().out
+
+
+def test_single_turns_hide_no_loss(tmp_path):
+    old = saved(tmp_path / "old.json", turns(0.5, 0.5, 0.5, 0.5, 9.0))
+    assert command("compare", old, saved(tmp_path / "new.json", turns(0.1, 1.0, 1.0, 1.0, 1.0))) == 1
 
 
 def test_peer_that_is_slower_is_no_loss(tmp_path):
@@ -134,7 +156,8 @@ def test_facts_that_differ(tmp_path, capsys):
 
 def test_only_the_same_reference_can_be_compared(tmp_path, capsys):
     old = saved(tmp_path / "old.json", line(), line(size="10"))
-    new = saved(tmp_path / "new.json", line(), line(9.0, size="10", reference="copy"))
+    other = dataclasses.replace(turns(9.0), size="10")
+    new = saved(tmp_path / "new.json", line(), other)
     assert command("compare", old, new) == 0
     assert "Only in the new run: 1 benchmarks, relu-float32-10-given-fastrelu" in capsys.readouterr().out
     assert command("compare", old, saved(tmp_path / "other.json", line(size="7"))) == 2

@@ -1,6 +1,7 @@
-"""Two runs beside each other: what became slower, told by ratios to references that were measured in the same minutes.
+"""Two runs beside each other: what became slower, told by ratios to references that were timed in the same turns.
 
-A machine that is busy, or another one, makes the call and its reference slower alike. What is left is noise of some percent.
+A machine that is busy, or another one, makes a call and its references slower alike. There are two of them, on one thread and
+on all, since a processor that another program takes slows only what needs it: a loss is one beside both.
 """
 
 from __future__ import annotations
@@ -10,46 +11,53 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fastrelu.benchmarks.operations import OURS
-from fastrelu.benchmarks.results import Result, Run
+from fastrelu.benchmarks.results import Reference, Result, Run
 
 THRESHOLD = 0.15
-"""A loss is at least so much more time in parts of the reference's."""
+"""How much more time is a loss, beside the references."""
 _OF_THE_RUN = ("kernel cache",)
 """Facts that differ without any meaning."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A benchmark that both runs have.
-
-    Attributes
-    ----------
-    old, new : Result
-        Its lines.
-    factor : float
-        How many times as long it takes now, both related to their references.
-    is_clear : bool
-        Whether the slowest turn of the faster run is faster than the fastest turn of the slower one.
-    """
+    """A benchmark that both runs have, with the same references."""
 
     old: Result
     new: Result
 
     @property
-    def factor(self) -> float:
-        return self.new.ratio / self.old.ratio
+    def factors(self) -> dict[str, float]:
+        """How many times as long it takes now, beside each reference."""
+        return {name: self.new.references[name].ratio / was.ratio for name, was in self.old.references.items()}
 
     @property
-    def is_clear(self) -> bool:
-        return min(self.new.ratios) > max(self.old.ratios) or max(self.new.ratios) < min(self.old.ratios)
+    def factor(self) -> float:
+        """The one of them that tells least."""
+        return min(self.factors.values(), key=lambda factor: abs(math.log(factor)))
 
     def is_loss(self, threshold: float) -> bool:
-        """Whether it became slower by more than the threshold, and by more than the turns of each run differ."""
-        return self.factor > 1 + threshold and self.is_clear
+        """Whether it became slower by more than the threshold, and by more than the turns differ, beside every reference."""
+        return all(
+            self.factors[name] > 1 + threshold and _middle(self.new.references[name])[0] > _middle(was)[1]
+            for name, was in self.old.references.items()
+        )
 
     def is_gain(self, threshold: float) -> bool:
         """The contrary."""
-        return self.factor < 1 / (1 + threshold) and self.is_clear
+        return Change(self.new, self.old).is_loss(threshold)
+
+    def is_unclear(self, threshold: float) -> bool:
+        """Whether it is neither, and not the same beside every reference either."""
+        changed = [not 1 / (1 + threshold) <= factor <= 1 + threshold for factor in self.factors.values()]
+        return all(changed) and not self.is_loss(threshold) and not self.is_gain(threshold)
+
+
+def _middle(reference: Reference) -> tuple[float, float]:
+    """The ratios without the lowest and the highest quarter."""
+    ratios = sorted(reference.ratios)
+    cut = len(ratios) // 4
+    return ratios[cut], ratios[-1 - cut]
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Comparison:
     changes : list of Change
         Every benchmark of this package that both have.
     only_old, only_new : list of str
-        Those that only one has, or with another reference.
+        Those that only one has, or with other references.
     facts : dict
         Old and new value of every fact about the machine that differs.
     """
@@ -81,7 +89,7 @@ def compare(old: Run, new: Run) -> Comparison:
         If they have no benchmark in common.
     """
     before, now = (_by_name(run.results) for run in (old, new))
-    common = {name for name in before if name in now and before[name].reference == now[name].reference}
+    common = {name for name in before if name in now and before[name].references.keys() == now[name].references.keys()}
     if not common:
         raise ValueError("the two runs have no benchmark in common")
     names = dict.fromkeys((*old.facts, *new.facts))
@@ -102,7 +110,7 @@ def describe(comparison: Comparison, threshold: float) -> str:
     changes = sorted(comparison.changes, key=lambda change: -change.factor)
     losses = [change for change in changes if change.is_loss(threshold)]
     gains = [change for change in changes if change.is_gain(threshold)]
-    unclear = [c for c in changes if not 1 / (1 + threshold) <= c.factor <= 1 + threshold and not c.is_clear]
+    unclear = [change for change in changes if change.is_unclear(threshold)]
     for title, chosen in (("Losses", losses), ("Gains", gains), ("Too noisy to tell", unclear)):
         if chosen:
             lines += [f"{title}:", *map(_line, chosen), ""]
@@ -112,7 +120,7 @@ def describe(comparison: Comparison, threshold: float) -> str:
     mean = math.exp(sum(math.log(change.factor) for change in changes) / len(changes))
     lines.append(
         f"{len(changes)} benchmarks: {len(losses)} losses and {len(gains)} gains of more than {threshold:.0%}, {len(unclear)}"
-        f" too noisy to tell. Geometric mean of all: {mean:.3f} times the time of before, in parts of the reference's."
+        f" too noisy to tell. Geometric mean of all: {mean:.3f} times the time of before, beside the references."
     )
     return "\n".join(lines)
 
@@ -122,5 +130,7 @@ def _by_name(results: Iterable[Result]) -> dict[str, Result]:
 
 
 def _line(change: Change) -> str:
-    was, now = change.old, change.new
-    return f"  {change.factor:5.2f} times the time  {was.name}: {was.ratio:.3g} of {was.reference} before, {now.ratio:.3g} now"
+    beside = ", ".join(
+        f"{was.ratio:.3g} then {change.new.references[name].ratio:.3g} of {name}" for name, was in change.old.references.items()
+    )
+    return f"  {change.factor:5.2f} times the time  {change.old.name}: {beside}"

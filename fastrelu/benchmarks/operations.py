@@ -17,7 +17,7 @@ import numpy as np
 import fastrelu
 from fastrelu import convolution_peers, gradient_peers, layer_peers, peers
 from fastrelu.benchmarks import convolutions, layers, network
-from fastrelu.measure import Call
+from fastrelu.measure import SMALLEST_PARALLEL_COPY, Call, copies, on_all_threads
 
 OURS = "fastrelu"
 EXTENTS = ("smoke", "quick", "usual", "full")
@@ -36,10 +36,9 @@ class Problem:
     ----------
     makers : mapping of str to callable
         For each library a function without arguments that makes the call to be timed.
-    reference : str
-        What the times are related to, so that two runs on a noisy machine can be compared.
-    make_reference : callable
-        Makes the call of that name.
+    references : mapping of str to callable
+        What the times are related to, so that two runs on a noisy machine can be compared, and what makes these calls: first
+        one that runs on one thread, then one that runs on all.
     amount : float
         What a call does: bytes that it reads or writes, operations, images.
     unit : str
@@ -49,8 +48,7 @@ class Problem:
     """
 
     makers: Mapping[str, Callable[[], Call]]
-    reference: str
-    make_reference: Callable[[], Call]
+    references: Mapping[str, Callable[[], Call]]
     amount: float
     unit: str
     dtype: str = "float32"
@@ -87,6 +85,33 @@ class Family(Protocol):
 
     def problem(self, operation: str, size: str, dtype: str, form: str) -> Problem:
         """The calls on operands of this size."""
+
+
+def _make_multiply_adds() -> Call:
+    from fastrelu.fma import multiply_adds
+
+    return multiply_adds()[0]
+
+
+MULTIPLY_ADDS: Mapping[str, Callable[[], Call]] = {
+    "multiply-adds": _make_multiply_adds,
+    "multiply-adds on all threads": lambda: on_all_threads(_make_multiply_adds()),
+}
+"""The references of what calculates: they depend on no library."""
+
+
+def _make_copy(nbytes: int) -> Call:
+    source = np.ones(max(1, nbytes), np.uint8)
+    return partial(np.copyto, np.empty_like(source), source)
+
+
+def _copy_on_threads(nbytes: int) -> dict[str, Callable[[], Call]]:
+    """The reference on all threads of what moves so many bytes: a copy, or for few of them what does not wait for memory."""
+    half, name = nbytes // 2, "copy on threads"
+    if half < SMALLEST_PARALLEL_COPY or fastrelu.get_num_threads() == 1:
+        (reference,) = list(MULTIPLY_ADDS.items())[1:]
+        return dict([reference])
+    return {name: lambda: copies(np.ones(half, np.uint8), np.ones(half, np.uint8))[name]}
 
 
 class Elementwise(Family):
@@ -127,7 +152,8 @@ class Elementwise(Family):
             return case.calls(arrays, out, [] if library == OURS else [library])[library]
 
         makers = {library: partial(make, library) for library in (OURS, *case.expressions)}
-        return Problem(makers, "numpy", makers["numpy"], case.streams * arrays[0].nbytes, GIGABYTES, dtype)
+        nbytes = case.streams * arrays[0].nbytes
+        return Problem(makers, {"numpy": makers["numpy"], **_copy_on_threads(nbytes)}, nbytes, GIGABYTES, dtype)
 
 
 class Dense(Family):
@@ -171,10 +197,7 @@ class Dense(Family):
         table: Mapping[str, Callable[..., Call]] = gradient_peers.GRADIENTS if backward else layer_peers.LAYERS
         operands: tuple[np.ndarray, ...] = (gradient_peers if backward else layer_peers).operands(m, k, n, dtype)
         makers = {library: partial(maker, *operands) for library, maker in table.items()}
-        amount = (4 if backward else 2) * m * k * n
-        if dtype == "float16":  # which NumPy multiplies one by one
-            return Problem(makers, PRODUCT, make_product, amount, GIGAFLOPS)
-        return Problem(makers, "numpy", makers["numpy"], amount, GIGAFLOPS, dtype)
+        return Problem(makers, MULTIPLY_ADDS, (4 if backward else 2) * m * k * n, GIGAFLOPS, dtype)
 
 
 class Convolutions(Family):
@@ -207,7 +230,7 @@ class Convolutions(Family):
         layer, table = self._layers[size], self._makers(operation)
         makers = {library: partial(maker, layer) for library, maker in table.items()}
         products = 2 if operation.endswith("_backward") else 1
-        return Problem(makers, PRODUCT, make_product, products * layer.operations, GIGAFLOPS)
+        return Problem(makers, MULTIPLY_ADDS, products * layer.operations, GIGAFLOPS)
 
     def _makers(self, operation: str) -> Mapping[str, convolution_peers.Maker]:
         return convolution_peers.BACKWARD if operation.endswith("_backward") else convolution_peers.FORWARD
@@ -244,24 +267,8 @@ class Network(Family):
         makers = {library: partial(_identity, call) for library, call in calls.items()}
         amount, unit = network.amount(operation, case)
         if unit != GIGABYTES:
-            return Problem(makers, PRODUCT, make_product, amount, unit)
-        return Problem(makers, "copy", partial(_make_copy, int(amount) // 2), amount, unit)
-
-
-PRODUCT = "np.matmul 512 x 512 x 512"
-"""The reference of what NumPy has no function for, and that calculates more than it reads: it keeps all cores busy as well."""
-
-
-def make_product() -> Call:
-    """That product."""
-    x = np.ones((512, 512), np.float32)
-    return partial(np.matmul, x, x, out=np.empty_like(x))
-
-
-def _make_copy(nbytes: int) -> Call:
-    """The reference of what NumPy has no function for, and that moves data: as many bytes, read and written."""
-    source = np.ones(max(1, nbytes), np.uint8)
-    return partial(np.copyto, np.empty_like(source), source)
+            return Problem(makers, MULTIPLY_ADDS, amount, unit)
+        return Problem(makers, {"copy": partial(_make_copy, int(amount) // 2), **_copy_on_threads(int(amount))}, amount, unit)
 
 
 def _identity(call: Call) -> Call:

@@ -13,6 +13,19 @@ NAME = "results.json"
 
 
 @dataclass(frozen=True)
+class Reference:
+    """What a call is related to: its least time, and the time of the call in parts of its own, for each turn."""
+
+    seconds: float
+    ratios: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """The usual one."""
+        return median(self.ratios)
+
+
+@dataclass(frozen=True)
 class Result:
     """A line of a run.
 
@@ -20,12 +33,10 @@ class Result:
     ----------
     operation, dtype, size, form, library : str
         What was measured, as in `fastrelu.benchmarks.operations.Benchmark`.
-    seconds, reference_seconds : float
-        The least time of the call, and of the reference in the same turns.
-    reference : str
-        What that is.
-    ratios : list of float
-        Time of the call in parts of the reference's, one for each turn.
+    seconds : float
+        The least time of the call.
+    references : dict of str to Reference
+        What was timed in the same turns, to compare runs by.
     amount, unit, speed : float, str, float
         What a call does; the unit of `speed`, what it does in a second.
     limit : float or None
@@ -38,9 +49,7 @@ class Result:
     form: str
     library: str
     seconds: float
-    reference: str
-    reference_seconds: float
-    ratios: list[float]
+    references: dict[str, Reference]
     amount: float
     unit: str
     speed: float
@@ -58,8 +67,8 @@ class Result:
 
     @property
     def ratio(self) -> float:
-        """The time in parts of the reference's."""
-        return median(self.ratios)
+        """The time in parts of that of the first reference."""
+        return next(iter(self.references.values())).ratio
 
 
 @dataclass(frozen=True)
@@ -93,9 +102,10 @@ def read(path: Path) -> Run:
         content = json.loads(path.read_text(encoding="utf-8"))
         facts = content["machine_info"]["fastrelu"]
         return Run(content["datetime"], facts, [_result(entry["extra_info"]) for entry in content["benchmarks"]])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not what `python -m fastrelu bench` writes: {type(error).__name__}: {error}") from None
 
 
 def _result(entry: Mapping[str, Any]) -> Result:
-    return Result(**{field.name: entry[field.name] for field in fields(Result)})
+    values = {field.name: entry[field.name] for field in fields(Result)}
+    return Result(**values | {"references": {name: Reference(**timing) for name, timing in values["references"].items()}})

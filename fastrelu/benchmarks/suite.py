@@ -1,7 +1,7 @@
 """The benchmarks as one test of pytest-benchmark over the table in `operations`.
 
 ``relu-float32-1000-given-fastrelu`` is ``relu(x, out=y)`` on 1000 numbers of float32; the last word says who calculates.
-Besides the statistics of pytest-benchmark, each test records the times of its call and of a reference, taken in turns.
+Besides the statistics of pytest-benchmark, each test records the times of its call and of references, taken in turns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_operation(benchmark: Any, request: pytest.FixtureRequest, case: Benchmark) -> None:
-    """Time one call, and beside it the reference."""
+    """Time one call, and beside it the references."""
     extent = selection(request.config).extent
     problem = case.problem()
     call = _first_call(problem, case.library)
@@ -54,16 +54,20 @@ def _first_call(problem: Problem, library: str) -> Call:
 def _in_turns(problem: Problem, call: Call, turns: int) -> dict[str, Any]:
     """What `fastrelu.benchmarks.results` reads again."""
     bound, done = limit(problem)
-    calls = {"call": call, "reference": problem.make_reference(), **({} if bound is None else {"limit": bound})}
-    timings = compare(calls, 0, turns, TURN)
-    own, reference = timings["call"], timings["reference"]
+    references = {name: make() for name, make in problem.references.items()}
+    timings = compare({"call": call, **references, **({} if bound is None else {"limit": bound})}, 0, turns, TURN)
+    own = timings["call"]
     speed = problem.amount / own.minimum
     fastest = done if bound is None else done / timings["limit"].minimum
     return {
         "seconds": own.minimum,
-        "reference": problem.reference,
-        "reference_seconds": reference.minimum,
-        "ratios": [mine / its for mine, its in zip(own.turns, reference.turns, strict=True)],
+        "references": {
+            name: {
+                "seconds": timings[name].minimum,
+                "ratios": [mine / its for mine, its in zip(own.turns, timings[name].turns, strict=True)],
+            }
+            for name in references
+        },
         "amount": problem.amount,
         "unit": problem.unit,
         "speed": speed / _scale(problem.unit),
