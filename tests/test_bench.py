@@ -8,7 +8,7 @@ import math
 import pytest
 
 from fastrelu.__main__ import main
-from fastrelu.benchmarks import comparison, pictures, results, tables
+from fastrelu.benchmarks import comparison, contention, pictures, results, tables
 from fastrelu.benchmarks.operations import FAMILIES, OURS, Selection
 
 LINE = results.Result(
@@ -19,6 +19,8 @@ LINE = results.Result(
     library=OURS,
     seconds=1e-6,
     references={"numpy": results.Reference(2e-6, [0.5, 0.52, 0.51]), "all threads": results.Reference(1e-6, [1.0, 0.99, 1.02])},
+    threads=2,
+    lacking=0.0,
     amount=8000,
     unit="GB/s",
     speed=8.0,
@@ -122,6 +124,30 @@ def test_change_beside_one_reference_alone_is_no_loss(tmp_path, capsys, more):
     old, new = saved(tmp_path / "old.json", line()), saved(tmp_path / "new.json", line(threads=more))
     assert command("compare", old, new) == 0
     assert command("compare", old, saved(tmp_path / "lost.json", line(1.3 / min(more, 1), threads=more))) == 1
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1.9, 0), (2.5, 1)])
+def test_taken_processors_explain_at_most_the_loss_of_the_threads(tmp_path, capsys, factor, status):
+    old, new = saved(tmp_path / "old.json", line()), saved(tmp_path / "new.json", line(factor, lacking=0.7))
+    assert command("compare", old, new) == status
+    assert ("Too noisy to tell:" in capsys.readouterr().out) == (not status)
+    assert command("compare", new, old) == 0
+    assert (
+        command("compare", saved(tmp_path / "busy.json", line(lacking=0.7)), saved(tmp_path / "free.json", line(factor))) == 1
+    )
+
+
+def test_processors_that_others_take(monkeypatch):
+    def watch(*now):
+        times = iter([(0.0, 10.0, 1.0), now])
+        monkeypatch.setattr(contention, "_now", lambda: next(times))
+        return contention.Watch().lacking()
+
+    monkeypatch.setattr(contention.os, "sched_getaffinity", lambda _: range(4), raising=False)
+    monkeypatch.setattr(contention, "get_num_threads", lambda: 3)
+    assert watch(2.0, 18.0, 3.0) == pytest.approx(2.0)  # others took 3 of 4 processors, and a call wants 3
+    assert watch(2.0, 12.0, 3.0) == 0
+    assert watch(2.0, 10.0, 3.0) == 0  # the system does not tell
 
 
 def test_turns_that_overlap_are_too_noisy(tmp_path, capsys):

@@ -1,7 +1,8 @@
 """Two runs beside each other: what became slower, told by ratios to references that were timed in the same turns.
 
 A machine that is busy, or another one, makes a call and its references slower alike. There are two of them, on one thread and
-on all, since a processor that another program takes slows only what needs it: a loss is one beside both.
+on all, since a processor that another program takes slows only what needs it: a loss is one beside both. A short call that finds
+its processors taken may do all of its work on one thread; how many were taken is measured as well.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from fastrelu.benchmarks.results import Reference, Result, Run
 
 THRESHOLD = 0.15
 """How much more time is a loss, beside the references."""
+_MUCH = 0.1
+"""Processors that other programs may take before a call may be slow for it."""
 _OF_THE_RUN = ("kernel cache",)
 """Facts that differ without any meaning."""
 
@@ -37,9 +40,13 @@ class Change:
         return min(self.factors.values(), key=lambda factor: abs(math.log(factor)))
 
     def is_loss(self, threshold: float) -> bool:
-        """Whether it became slower by more than the threshold, and by more than the turns differ, beside every reference."""
+        """Whether it became slower by more than the threshold, and by more than the turns differ, beside every reference.
+
+        Where processors were taken, also by more than the loss of all threads but one explains.
+        """
+        slack = self.new.threads if self.new.lacking > _MUCH else 1
         return all(
-            self.factors[name] > 1 + threshold and _middle(self.new.references[name])[0] > _middle(was)[1]
+            self.factors[name] > slack * (1 + threshold) and _middle(self.new.references[name])[0] > _middle(was)[1]
             for name, was in self.old.references.items()
         )
 

@@ -394,10 +394,10 @@ def set_threads() -> None:
         torch.set_num_threads(fastrelu.get_num_threads())
 
 
-def limit(problem: Problem) -> tuple[Call | None, float]:
+def limit(problem: Problem, seconds: float) -> tuple[Call | None, float]:
     """The machine's limit: a call to be timed beside the others and what it does, or None and what it does in a second.
 
-    0 for a unit that has no limit.
+    0 for a unit that has no limit. `seconds`: how long copies are timed.
     """
     from fastrelu.fma import multiply_adds
     from fastrelu.measure import streaming_limit
@@ -405,5 +405,5 @@ def limit(problem: Problem) -> tuple[Call | None, float]:
     if problem.unit == GIGAFLOPS:
         return multiply_adds("float64" if problem.dtype == "float64" else "float32")
     if problem.unit == GIGABYTES:
-        return None, 1e9 * streaming_limit(int(problem.amount))
+        return None, 1e9 * streaming_limit(int(problem.amount), seconds)
     return None, 0.0

@@ -37,6 +37,8 @@ class Result:
         The least time of the call.
     references : dict of str to Reference
         What was timed in the same turns, to compare runs by.
+    threads, lacking : int, float
+        How many a call may use, and how many of the processors for them other programs took meanwhile.
     amount, unit, speed : float, str, float
         What a call does; the unit of `speed`, what it does in a second.
     limit : float or None
@@ -50,6 +52,8 @@ class Result:
     library: str
     seconds: float
     references: dict[str, Reference]
+    threads: int
+    lacking: float
     amount: float
     unit: str
     speed: float

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from fastrelu.benchmarks.contention import Watch
 from fastrelu.benchmarks.operations import OURS, Benchmark, Problem, limit
 from fastrelu.benchmarks.plugin import selection
 from fastrelu.measure import Call, compare
+from fastrelu.threads import get_num_threads
 
+_TURNS = {"smoke": 1, "quick": 5, "usual": 7, "full": 7}
 # Some systems wake a thread on a busy processor, and move it to another only after some milliseconds.
-TURN = 20e-3
-TURNS = {"smoke": 1, "quick": 5, "usual": 7, "full": 7}
+_TURN = 20e-3
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -36,7 +38,7 @@ def test_operation(benchmark: Any, request: pytest.FixtureRequest, case: Benchma
     else:
         benchmark(call)
     if benchmark.stats is not None:  # --benchmark-disable
-        benchmark.extra_info.update(vars(case) | _in_turns(problem, call, TURNS[extent]))
+        benchmark.extra_info.update(vars(case) | _in_turns(problem, call, extent))
 
 
 def _first_call(problem: Problem, library: str) -> Call:
@@ -51,11 +53,14 @@ def _first_call(problem: Problem, library: str) -> Call:
     return call
 
 
-def _in_turns(problem: Problem, call: Call, turns: int) -> dict[str, Any]:
+def _in_turns(problem: Problem, call: Call, extent: str) -> dict[str, Any]:
     """What `fastrelu.benchmarks.results` reads again."""
-    bound, done = limit(problem)
+    bound, done = limit(problem, 0.02 if extent == "smoke" else 0.5)
     references = {name: make() for name, make in problem.references.items()}
-    timings = compare({"call": call, **references, **({} if bound is None else {"limit": bound})}, 0, turns, TURN)
+    calls = {"call": call, **references, **({} if bound is None else {"limit": bound})}
+    watch = Watch()
+    timings = compare(calls, 0, _TURNS[extent], 1e-3 if extent == "smoke" else _TURN)
+    lacking = watch.lacking()
     own = timings["call"]
     speed = problem.amount / own.minimum
     fastest = done if bound is None else done / timings["limit"].minimum
@@ -68,6 +73,8 @@ def _in_turns(problem: Problem, call: Call, turns: int) -> dict[str, Any]:
             }
             for name in references
         },
+        "threads": get_num_threads(),
+        "lacking": lacking,
         "amount": problem.amount,
         "unit": problem.unit,
         "speed": speed / _scale(problem.unit),
