@@ -50,7 +50,7 @@ class Block:
 
 
 _FENCE = re.compile(
-    r"^(?:#+ (?P<section>[^\n]+)|(?:<!-- (?P<comment>.+?) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$)", re.M | re.S
+    r"^(?:#+ (?P<section>[^\n]+)|(?:<!-- (?P<comment>[^\n]+?) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$)", re.M | re.S
 )
 
 

@@ -1,8 +1,8 @@
 """Two runs beside each other: what became slower, told by ratios to references that were timed in the same turns.
 
 A machine that is busy, or another one, makes a call and its references slower alike. There are two of them, on one thread and
-on all, since a processor that another program takes slows only what needs it: a loss is one beside both. A short call that finds
-its processors taken may do all of its work on one thread; how many were taken is measured as well.
+on all, since a processor that another program takes slows only what needs it: a loss is one beside both. A short call whose
+processors are taken may do all of its work on one thread; how many were taken is measured as well.
 """
 
 from __future__ import annotations
