@@ -24,9 +24,9 @@ import numpy as np
 
 import fastrelu
 import fastrelu.cuda
-from bench.conv2d import LAYERS as CONVOLUTIONS
-from bench.layers import LAYERS, Layer, read
 from bench.table import Point, geometric_mean
+from fastrelu.benchmarks.convolutions import LAYERS as CONVOLUTIONS
+from fastrelu.benchmarks.layers import LAYERS, Layer, read
 from fastrelu.convolution_peers import Convolution
 
 RESULTS = Path(__file__).with_suffix(".json")

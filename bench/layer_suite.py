@@ -1,4 +1,4 @@
-"""What the benchmarks of real layers share: times beside the peers, printed lines, the plot, the command, pytest-benchmark."""
+"""What the target tables of real layers share: times beside the peers, printed lines, the plot, the command."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.layers import LAYERS, Layer, read
 from bench.table import README, ROOT, Point, machine, markdown, write_readme
 from fastrelu import measure
+from fastrelu.benchmarks.layers import LAYERS, Layer, read
 from fastrelu.fma import multiply_adds
-
-if TYPE_CHECKING:
-    import pytest
 
 # Long enough for systems that wake a thread on a busy processor to move it to another.
 TURN = 20e-3
@@ -182,26 +178,3 @@ class LayerSuite:
         title = self.name.replace("_", " ")
         if not write_readme(table, f"<!-- {title} table: begin -->", f"<!-- {title} table: end -->"):
             print(f"not written, it lacks the markers: {README}")
-
-    def parametrize(self, metafunc: pytest.Metafunc) -> None:
-        """The tests (layer, name) of pytest-benchmark: ours, and the peers that are asked for."""
-        smoke, asked = metafunc.config.getoption("--smoke"), metafunc.config.getoption("--peers").split(",")
-        peers = [n for n in self.installed() if n.startswith("fastrelu") or "all" in asked or n.split()[0] in asked]
-        layers = dict.fromkeys(layer for layer in self.layers if layer.m == 64 or not smoke)
-        tests = {f"{self.function}-{s.m}-{s.k}-{s.n}-{name}": (s, name) for s in layers for name in peers}
-        metafunc.parametrize(("layer", "name"), list(tests.values()), ids=list(tests))
-
-    def benchmark(self, benchmark: Any, smoke: bool, layer: Layer, name: str) -> None:
-        """Run one of these tests."""
-        call = self.makers[name](*self.operands(layer.m, layer.k, layer.n, "float32"))
-        benchmark.group = f"{self.function} {sizes(layer)}"
-        if smoke:
-            benchmark.pedantic(call, rounds=5, iterations=1, warmup_rounds=1)
-        else:
-            benchmark(call)
-        if benchmark.stats is None:  # --benchmark-disable
-            return
-        limit, operations = multiply_adds()
-        fastest = operations / measure.compare({"limit": limit}, 0.05, turns=1)["limit"].minimum
-        speed = self.operations(layer) / benchmark.stats.stats.min
-        benchmark.extra_info.update({"GFLOP/s": speed / 1e9, "limit GFLOP/s": fastest / 1e9, "share of limit": speed / fastest})

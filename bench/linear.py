@@ -1,5 +1,6 @@
-"""The fused layer beside its peers: ``python -m bench.linear`` measures the layers of `bench.layers` and the points of the
-target table, and writes linear.json, a plot, and a table into the README. ``--shapes FILE`` measures other layers and prints.
+"""The fused layer beside its peers: ``python -m bench.linear`` measures the layers of `fastrelu.benchmarks.layers`
+and the points of the target table, and writes linear.json, a plot, and a table into the README. ``--shapes FILE`` measures
+other layers and prints.
 
 Every ratio comes from calls timed in turns in one process, the limits (multiply-adds of all cores, memory) among them. Run it
 on a machine that does nothing else. Losses are written down like everything else.
@@ -14,9 +15,9 @@ import numpy as np
 
 import fastrelu
 from bench.layer_suite import LARGE, SECONDS, TURN, LayerSuite, Times, sizes
-from bench.layers import Layer
 from bench.table import Point, geometric_mean
 from fastrelu import layer_peers, measure
+from fastrelu.benchmarks.layers import Layer
 
 SUITE = LayerSuite(
     name="linear",

@@ -1,6 +1,6 @@
 """The backward pass of the fused layer beside its peers: ``python -m bench.linear_backward`` measures the layers of
-`bench.layers` with batches and the points of the target table, and writes linear_backward.json, a plot, and a table into the
-README. ``--shapes FILE`` measures other layers and prints.
+`fastrelu.benchmarks.layers` with batches and the points of the target table, and writes linear_backward.json, a plot, and a
+table into the README. ``--shapes FILE`` measures other layers and prints.
 
 Every ratio comes from calls timed in turns in one process, the limit (multiply-adds of all cores) among them. Run it on a
 machine that does nothing else. Losses are written down like everything else.
@@ -16,9 +16,9 @@ import numpy as np
 from numpy.testing import assert_allclose
 
 from bench.layer_suite import LARGE, TURN, LayerSuite, Times, sizes
-from bench.layers import Layer
 from bench.table import Point, geometric_mean, in_new_process
 from fastrelu import gradient_peers, measure
+from fastrelu.benchmarks.layers import Layer
 
 SUITE = LayerSuite(
     name="linear_backward",

@@ -31,18 +31,29 @@ PAUSE = 5e-3
 LONGEST_PAUSE = 0.5
 
 # Below this, handing a copy to threads takes longer than the copy.
-_SMALLEST_PARALLEL_COPY = 1 << 20
+SMALLEST_PARALLEL_COPY = 1 << 20
 # Stores that bypass the caches pay only where arrays exceed them.
 _SMALLEST_STREAMING_COPY = 8 << 20
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that a call takes: the least and the median of the samples, and how many samples there are."""
+    """Seconds that a call takes.
+
+    Attributes
+    ----------
+    minimum, median : float
+        Of all samples.
+    samples : int
+        How many there are.
+    turns : tuple of float
+        The least of each turn.
+    """
 
     minimum: float
     median: float
     samples: int
+    turns: tuple[float, ...]
 
 
 def compare(calls: Mapping[str, Call], seconds: float = 1.0, turns: int = 3, turn: float = TURN) -> dict[str, Timing]:
@@ -75,15 +86,20 @@ def compare(calls: Mapping[str, Call], seconds: float = 1.0, turns: int = 3, tur
     """
     end = time.perf_counter() + seconds
     repeats = {name: _repeats(call) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    samples: dict[str, list[list[float]]] = {name: [] for name in calls}
     names = list(calls)
     for number in count(1):
         for name in names:
-            samples[name] += _turn(calls[name], repeats[name], turn)
+            samples[name].append(_turn(calls[name], repeats[name], turn))
         if number >= turns and time.perf_counter() >= end:
             break
         names.reverse()  # so that none always runs after the same other
-    return {name: Timing(min(taken), median(taken), len(taken)) for name, taken in samples.items()}
+    return {name: _timing(taken) for name, taken in samples.items()}
+
+
+def _timing(turns: list[list[float]]) -> Timing:
+    samples = [sample for turn in turns for sample in turn]
+    return Timing(min(samples), median(samples), len(samples), tuple(map(min, turns)))
 
 
 def _sample(call: Call, repeats: int) -> float:
@@ -143,7 +159,7 @@ def copies(source: np.ndarray, target: np.ndarray) -> dict[str, Call]:
     source, target = source.reshape(-1).view(np.uint8), target.reshape(-1).view(np.uint8)
     ways: dict[str, Call] = {"copy": partial(np.copyto, target, source)}
     threads = get_num_threads()
-    if threads > 1 and source.nbytes >= _SMALLEST_PARALLEL_COPY:
+    if threads > 1 and source.nbytes >= SMALLEST_PARALLEL_COPY:
         ways["copy on threads"] = _parallel_copy(np.copyto, target, source, threads)
     if source.nbytes >= _SMALLEST_STREAMING_COPY:
         from fastrelu.stream import copy_streaming
@@ -193,6 +209,18 @@ def reads(source: np.ndarray) -> dict[str, Call]:
             future.result()
 
     return {"read": partial(read_streaming, source), "read on threads": together}
+
+
+def on_all_threads(call: Call) -> Call:
+    """A call that makes `call` on as many threads as `fastrelu.get_num_threads` allows, all at once."""
+    threads = get_num_threads()
+    pool = _pool(threads)
+
+    def together() -> None:
+        for future in [pool.submit(call) for _ in range(threads)]:
+            future.result()
+
+    return together
 
 
 @cache

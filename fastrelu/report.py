@@ -113,7 +113,7 @@ def print_times() -> None:
     rows: list[tuple[str, int, Row]] = []
     layers: dict[str, list[Row]] = {}
     failures: dict[str, str] = {}
-    with _progress(len(OPERATIONS) * len(SIZES) + 2 * len(LAYERS)) as advance:
+    with progress(len(OPERATIONS) * len(SIZES) + 2 * len(LAYERS)) as advance:
         for size in SIZES:
             for name in OPERATIONS:
                 advance(f"{name} {quantity(size)}")
@@ -262,13 +262,13 @@ def _coloured(ratio: str) -> str:
 
 
 @contextmanager
-def _progress(steps: int) -> Iterator[Callable[[str], Any]]:
+def progress(steps: int) -> Iterator[Callable[[str], Any]]:
     """Show on stderr how far the measuring is; yields what is to be called before each step."""
     if _has_rich() and sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        columns = TextColumn("{task.description:<20}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
+        columns = TextColumn("{task.description:<60}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
         with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("", total=steps, completed=-1)
             yield lambda text: bar.update(task, description=text, advance=1)
@@ -278,8 +278,8 @@ def _progress(steps: int) -> Iterator[Callable[[str], Any]]:
     def advance(text: str) -> None:
         nonlocal done
         done += 1
-        sys.stderr.write(f"\r{done}/{steps} {text:<20}")
+        sys.stderr.write(f"\r{done}/{steps} {text:<60}")
         sys.stderr.flush()
 
     yield advance
-    sys.stderr.write(f"\r{'':<40}\r")
+    sys.stderr.write(f"\r{'':<72}\r")

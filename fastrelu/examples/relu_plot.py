@@ -48,6 +48,11 @@ def curves(x: np.ndarray) -> dict[str, Curve]:
     }
 
 
+def smooth_curves() -> dict[str, Curve]:
+    """All functions at so many points that a plot of them is smooth."""
+    return curves(np.linspace(-4, 4, 801))
+
+
 FORMULAS = {
     "ReLU": "$\\max(0, x)$",
     "sigmoid": "$1 / (1 + e^{-x})$",
@@ -104,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Curve]:
     for title, part in (("f(x)", "y"), ("derivative", "slope")):
         rows = [[name, *map(float, getattr(curve, part))] for name, curve in few.items()]
         terminal.print_table(title, ["x", *map(str, places)], rows)
-    found = curves(np.linspace(-4, 4, 801))
+    found = smooth_curves()
     if options.plot:
         draw(found, options.plot)
     return found

@@ -1,0 +1,60 @@
+"""The Markdown table of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from fastrelu.benchmarks.operations import OURS
+from fastrelu.benchmarks.results import Result, Run
+from fastrelu.report import duration, quantity
+
+_LEFT_OUT = ("kernel cache", "numba-cuda", "CUDA")
+
+
+def markdown(run: Run) -> str:
+    """All lines of the run: a table for each set of libraries that were measured beside each other.
+
+    Under a library stands how many times as long as this package it takes, each related to the reference of its own turns;
+    below 1, where it is faster, the number is bold.
+    """
+    facts = {name: value for name, value in run.facts.items() if name not in _LEFT_OUT and value != "not installed"}
+    what = ", ".join(f"{name} {value.split(',')[0]}" for name, value in facts.items())
+    lines = [
+        f"Measured on {run.date[:10]}: {what}.",
+        "",
+        "Under a library: how many times as long it takes as fastrelu. Limit: what the machine can move or calculate at best.",
+    ]
+    shown: tuple[str, ...] | None = None
+    for results in run.problems().values():
+        if OURS not in results:
+            continue
+        others = tuple(library for library in results if library != OURS)
+        if shown is None or not {*others} <= {*shown}:
+            shown = _columns(run, results[OURS])
+            header = ("operation", "type", "size", "form", "time", "speed", "of limit", *shown)
+            lines += ["", _row(header), _row(["---"] * len(header))]
+        lines.append(_row(_cells(results, shown)))
+    return "\n".join(lines) + "\n"
+
+
+def _columns(run: Run, first: Result) -> tuple[str, ...]:
+    """The libraries of all problems in the same unit."""
+    found = {r.library: None for r in run.results if r.unit == first.unit and r.library != OURS}
+    return tuple(found)
+
+
+def _cells(results: dict[str, Result], libraries: tuple[str, ...]) -> Iterator[str]:
+    own = results[OURS]
+    size = quantity(int(own.size)) if own.size.isdecimal() else own.size
+    yield from (f"`{own.operation}`", own.dtype, size, own.form.replace("_", " "))
+    yield from (duration(own.seconds), f"{own.speed:.3g} {own.unit}", f"{own.speed / own.limit:.0%}" if own.limit else "")
+    for library in libraries:
+        if library not in results:
+            yield ""
+            continue
+        ratio = results[library].ratio / own.ratio
+        yield f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**"
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
