@@ -274,6 +274,7 @@ def test_damage_to_real_kernels_is_noticed(tmp_path, monkeypatch, layer):
         file.write_bytes(whole[i])
 
 
+@pytest.mark.nightly
 def test_damaged_layer_is_compiled_again(tmp_path, layer):
     shutil.copytree(layer, tmp_path, dirs_exist_ok=True)
     # The larger ones take long to compile.

@@ -423,6 +423,7 @@ def test_nothing_outside_the_operands_is_touched():
     call(sweep, ("float32", "float16", "int32"), 2, timeout=300)
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(
     sys.platform == "win32" or not target.has_feature("avx2"), reason="only features of x86 processors are varied"
 )

@@ -182,7 +182,10 @@ def rounds(kind: str, count: int) -> None:
     assert_flat(list(KINDS[kind]()), count)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+BY_DAY = ("layers", "raising")
+
+
+@pytest.mark.parametrize("kind", [k if k in BY_DAY else pytest.param(k, marks=pytest.mark.nightly) for k in KINDS])
 def test_memory_stays_flat_over_calls(kind: str) -> None:
     call(rounds, kind, NORMAL // 2 if kind == "raising" else NORMAL, env=STRICT_MALLOC, timeout=300)
 

@@ -345,7 +345,7 @@ def chunks_of_dask(scheduler):
 
 
 @needs_proc
-@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+@pytest.mark.parametrize("scheduler", [pytest.param("threads", marks=pytest.mark.nightly), "processes"])
 def test_chunks_of_dask(scheduler):
     pytest.importorskip("dask")
     call(chunks_of_dask, scheduler, env=NEITHER, timeout=120)
@@ -543,6 +543,7 @@ def beside_numba_compiler():
     assert_array_equal(fastrelu.relu(-x), np.where(x < 0, -x, 0))
 
 
+@pytest.mark.nightly
 def test_numba_compiles_at_the_same_time():
     call(beside_numba_compiler, env={"FASTRELU_CACHE_DIR": "off"})
 
