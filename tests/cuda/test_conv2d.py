@@ -85,6 +85,7 @@ def test_types(device, planned, dtype):
 MIXED = ["float16 int8 float32", *nightly("int16 int16 int16", "float32 float64 uint8")]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("dtypes", MIXED)
 def test_mixed_types(device, planned, dtypes):
     planned(SMALL)
@@ -92,6 +93,7 @@ def test_mixed_types(device, planned, dtypes):
     assert_bits(fastrelu.conv2d(*sent(device, *operands)), fastrelu.conv2d(*operands))
 
 
+@pytest.mark.nightly
 def test_alpha_on_the_device_or_as_another_number(device, planned):
     planned(SMALL)
     x, w, b = PLAIN.operands()
@@ -114,6 +116,7 @@ def test_slopes_of_channels(device, planned, dtype):
     assert_bits(y, fastrelu.conv2d_prelu(x, w, None, -0.5, groups=2))
 
 
+@pytest.mark.nightly
 def test_halves_are_rounded_once_behind_the_slopes(device, planned):
     planned(SMALL)
     x, w, b = PLAIN.operands("float16")

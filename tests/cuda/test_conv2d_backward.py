@@ -106,6 +106,7 @@ def test_types(device, planned, dtype):
     check(device, PLAIN, dtype=dtype)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("dtypes", ["float16 float32 int8 float32", *nightly("float32 float64 float32 float16", "int16 " * 4)])
 def test_mixed_types(device, planned, dtypes):
     planned(SMALL)
@@ -198,6 +199,7 @@ def test_accumulation(device, planned):
             assert_gradients(results, expected, accumulate)
 
 
+@pytest.mark.nightly
 def test_accumulation_into_another_type(device, planned):
     planned(SMALL)
     operands = problem(PLAIN, "float16")
@@ -225,6 +227,7 @@ def test_outputs_of_any_kind(device, planned):
     assert all((a.host[..., 1::2] == 7).all() for a in wide)
 
 
+@pytest.mark.nightly
 def test_outputs_that_overlap_operands(device, planned):
     planned(SMALL)
     case = Case((2, 4, 5, 6), 4, (3, 3), padding=(1, 1))

@@ -48,6 +48,7 @@ def test_where(device: Any) -> None:
     assert_array_equal(fastrelu.relu(x, where=np.True_, device="cuda"), fastrelu.relu(x))
 
 
+@pytest.mark.nightly
 def test_layer_with_an_output_and_a_mask(device: Any) -> None:
     x, w, b = normal(M, K), np.asfortranarray(normal(K, N, seed=1)), normal(N, seed=2)
     wanted, bits = fastrelu.linear_relu(x, w, b, mask=np.empty((M, 2), np.uint8))

@@ -239,6 +239,7 @@ def test_activations(device, planned, name):
     check(device, name, *problem(5, 9, 36), *alpha)
 
 
+@pytest.mark.nightly
 def test_slope_of_each_column(device, planned):
     planned(SMALL)
     x, w, b = problem(5, 9, 36)

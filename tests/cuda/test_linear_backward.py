@@ -56,6 +56,7 @@ def hopper(monkeypatch):
     return launch.driver
 
 
+@pytest.mark.nightly
 def test_edges_of_large_tiles(hopper, planned):
     planned(LARGE)
     for shape in [(130, 35, 132), (17, 129, 4)]:
@@ -105,6 +106,7 @@ def test_derivatives(device, planned, name):
     check(device, f"{name}_backward", *operands, wanted=("dw", "db"))
 
 
+@pytest.mark.nightly
 def test_parameter_on_the_device(device, planned):
     planned(SMALL)
     check(device, "linear_leaky_relu_backward", *problem(5, 9, 12), np.array(0.3, np.float32))

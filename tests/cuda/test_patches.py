@@ -66,6 +66,7 @@ def check_backward(device, case: Case) -> None:
         assert_bits(ours, its, case)
 
 
+@pytest.mark.nightly
 def test_pieces_of_the_batch_and_of_the_groups(device, planned, monkeypatch):
     planned(SMALL)
     monkeypatch.setattr(patches, "_MOST_GROUPS", 2)
@@ -108,6 +109,7 @@ def test_planes_of_one_by_one_kernels_by_16_bytes(device, planned, monkeypatch):
         assert seen[-1][1].wide == is_wide
 
 
+@pytest.mark.nightly
 def test_dz_of_one_by_one_kernels_beside_y(device, planned, monkeypatch):
     planned(SMALL)
     seen = kinds(monkeypatch)

@@ -140,6 +140,7 @@ def test_sums_of_halves_at_high_precision_err_by_one_rounding(ampere):
     assert np.mean(run(ampere, x, w, b, "high") == nearest) > 0.97
 
 
+@pytest.mark.nightly
 def test_terms_that_several_blocks_share(ampere):
     x, w, b = problem(5, 4100, 7)
     assert tensor_cores._parts(1, 4100, ampere.processors(0))[0] == 4
@@ -188,6 +189,7 @@ def test_infinities_and_nan_come_out_as_in_float32(gpu):
     assert_array_equal(y[np.isinf(expected)], expected[np.isinf(expected)])
 
 
+@pytest.mark.nightly
 def test_formulas_with_a_parameter(ampere):
     x, w, b = problem(9, 33, 20)
     alpha = normal("float32", 20, seed=9)
