@@ -127,7 +127,8 @@ def _measure(extent: str, selection: dict[str, Any], path: Path) -> int:
     command += [f"--extent={extent}", *(f"--{name}={','.join(chosen)}" for name, chosen in selection.items())]
     command.append(str(Path(__file__).with_name("suite.py")))
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    environment.pop("PYTEST_ADDOPTS", None)
+    for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):  # of tests that call this
+        environment.pop(name, None)
     # In the folder that has this package, so that the process imports the same one.
     where = Path(fastrelu.__file__).resolve().parent.parent
     with subprocess.Popen(command, cwd=where, env=environment, stdout=subprocess.PIPE, text=True) as process:

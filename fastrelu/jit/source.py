@@ -146,11 +146,14 @@ def array_call(
 
 
 def declaration(function: Callable[..., Any], implement: Callable[[str, dict[str, Any]], Callable[..., Any]]) -> Any:
-    """The function that Numba asks for an implementation of `function`: of the same signature, without ``**kwargs``.
+    """The function that Numba asks for an implementation of `function`.
+
+    It has the same signature without ``**kwargs`` and without ``device``, since compiled code has arrays of the host only.
 
     `implement` takes the signature, which the implementation must have as well, and the types of the arguments by name.
     """
-    given = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    every = inspect.signature(function).parameters.values()
+    given = [p for p in every if p.kind is not p.VAR_KEYWORD and p.name != "device"]
     parameters = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in given)
     arguments = ", ".join(f"{p.name}={p.name}" for p in given)
     source = f"def {function.__name__}({parameters}):\n    return implement({parameters!r}, dict({arguments}))\n"
