@@ -100,6 +100,7 @@ def test_divided_among_threads():
     call(sweep, ("float32",), cases, 3, timeout=300)
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not target.has_feature("avx2"), reason="only the features of x86 processors are varied")
 @pytest.mark.parametrize("to", ["avx2"])
 def test_narrower_vectors(to):

@@ -117,6 +117,7 @@ def test_divided_among_threads():
     call(sweep, "linear_relu", FLOATS, shapes, (0, 1), 3, timeout=300)
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not target.has_feature("avx2"), reason="only the features of x86 processors are varied")
 @pytest.mark.parametrize("to", ["avx2", pytest.param("sse4", marks=pytest.mark.nightly)])
 def test_narrower_vectors(to):
