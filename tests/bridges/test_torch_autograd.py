@@ -153,6 +153,13 @@ def test_other_operators_keep_their_promises():
     opcheck(torch.ops.fastrelu.linear_backward.default, (dy, None, x, None, [False, True, False]))
 
 
+def test_strides_of_gradients_are_those_that_compilers_expect():
+    """Those of x, also where the gradient that comes back has others."""
+    across = normal(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    opcheck(torch.ops.fastrelu.prelu_backward.default, (normal(2, 3, 4, 5, seed=1), across, normal(3, seed=2)))
+    opcheck(torch.ops.fastrelu.relu_backward.default, (across, normal(2, 3, 4, 5, seed=1)))
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_functions_have_the_same_bits(backend):
     def loss(x, weight, bias):
@@ -222,3 +229,49 @@ def test_functional_transforms_compose():
     gradients = grad(lambda s: functional_call(layer, s, (x,)).sum())(state)
     layer(x).sum().backward()
     assert torch.equal(gradients["weight"], layer.weight.grad)
+
+
+# PyTorch's own rules for forward mode are scripts.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("name", PEERS)
+def test_forward_mode_agrees_in_every_order(name):
+    from torch.func import hessian, jacfwd, jvp
+
+    given, x = operands(requires_grad=False), normal(4, 5, seed=6)
+    ours = getattr(ft, name), getattr(ft, f"linear_{name}")
+    theirs = PEERS[name], lambda x, weight, bias: PEERS[name](functional.linear(x, weight, bias))
+
+    def transforms(activation, layer):
+        yield jvp(activation, (x,), (given[0],))
+        yield hessian(lambda x: activation(x).square().sum())(x)
+        yield jacfwd(jacfwd(lambda x: activation(x).square().sum()))(x)
+        yield jvp(layer, given, (x, given[1] + 1, given[2] + 1))
+        yield jacfwd(layer, (0, 1, 2))(*given)
+        for argument in range(3):
+            yield hessian(lambda *given: layer(*given).square().sum(), argument)(*given)
+
+    for a, b in zip(transforms(*ours), transforms(*theirs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_forward_mode_of_prelu_and_linear():
+    from torch.func import hessian, jacfwd
+
+    x, alpha, weight = normal(2, 3, 4), torch.tensor([0.1, -0.2, 0.3]), normal(3, 4, seed=1)
+    for transform in (jacfwd, hessian):
+        for argument in (0, 1):
+            ours, theirs = (
+                transform(lambda *given, f=f: f(*given).square().sum(), argument)(x, alpha)
+                for f in (ft.prelu, functional.prelu)
+            )
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(jacfwd(lambda w: ft.linear(x, w))(weight), jacfwd(lambda w: functional.linear(x, w))(weight))
+
+
+def test_ensembles_without_members():
+    from torch.func import grad, vmap
+
+    x, weights = normal(4, 5), torch.empty(0, 3, 5)
+    assert vmap(lambda w: ft.linear_relu(x, w))(weights).shape == (0, 4, 3)
+    assert vmap(grad(lambda w: ft.linear_relu(x, w).sum()))(weights).shape == (0, 3, 5)
