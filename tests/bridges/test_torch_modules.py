@@ -97,11 +97,14 @@ def test_layers_that_are_no_plain_linear_stay():
     class Own(nn.Linear):
         pass
 
-    quantized = nn.Linear(3, 3)
-    nn.utils.parametrizations.weight_norm(quantized)
+    normed = nn.Linear(3, 3)
+    nn.utils.parametrizations.weight_norm(normed)
     replaced = nn.Linear(3, 3)
     replaced.forward = lambda x: x
-    for layer in (Own(3, 3), quantized, replaced, nn.Linear(3, 3, device="meta"), nn.Linear(3, 3, dtype=torch.complex64)):
+    special = nn.Linear(3, 3)
+    special.weight = nn.Parameter(torch.ones(3, 3).as_subclass(type("Special", (torch.Tensor,), {})))
+    meta, of_complex = nn.Linear(3, 3, device="meta"), nn.Linear(3, 3, dtype=torch.complex64)
+    for layer in (Own(3, 3), normed, replaced, special, meta, of_complex):
         assert type(replace_linear_relu(nn.Sequential(layer, nn.ReLU()))[1]) is nn.ReLU
     assert kinds(replace_linear_relu(nn.Sequential(nn.Linear(3, 3), nn.ReLU6()))) == [nn.Linear, nn.ReLU6]
 
@@ -156,16 +159,97 @@ def test_models_with_other_paths_stay(on):
     assert model.training
 
 
-def test_layers_that_are_called_twice_stay():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear, self.act = nn.Linear(4, 4), nn.ReLU()
+def model_with(forward):
+    torch.manual_seed(0)
+    model = type("Model", (nn.Module,), {"forward": forward})()
+    model.a, model.b, model.act = nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU()
+    model.alias, model.held = model.a, (model.a, model.act)
+    model.register_buffer("switch", torch.zeros(()))
+    return model
 
+
+def ends_early(self, x, mask=None):
+    z = self.a(x)
+    return z if mask is None else self.act(z) * mask
+
+
+def ends_late(self, x, mask=None):
+    z = self.act(self.a(x))
+    return z if mask is None else z * mask
+
+
+@pytest.mark.parametrize(
+    ("forward", "count"),
+    [
+        pytest.param(lambda self, x: self.act(self.b(self.act(self.a(x)))), 2, id="one ReLU behind two layers"),
+        pytest.param(lambda self, x: self.act(self.b(x) + self.act(self.a(x))), 0, id="a ReLU elsewhere as well"),
+        pytest.param(lambda self, x: self.act(self.a(self.act(self.a(x)))), 1, id="the same pair twice"),
+        pytest.param(lambda self, x: self.a(self.act(self.a(x))), 0, id="a layer elsewhere as well"),
+        pytest.param(lambda self, x: self.act(self.alias(x)), 1, id="a second name"),
+        pytest.param(lambda self, x: self.act(self.held[0](x)), 0, id="a layer held in a tuple"),
+        pytest.param(lambda self, x: self.held[1](self.a(x)), 0, id="a ReLU held in a tuple"),
+        pytest.param(lambda self, x: self.act(self.a(x)) + self.a.forward(x), 0, id="forward called by itself"),
+        pytest.param(lambda self, x: self.act(self.a(x)) if self.training else x, 1, id="while it trains only"),
+        pytest.param(lambda self, x: self.a(x) if self.switch else self.act(self.a(x)), 0, id="a buffer decides"),
+        pytest.param(ends_early, 0, id="an argument decides"),
+        pytest.param(ends_late, 1, id="an argument that decides nothing"),
+    ],
+)
+def test_pairs_in_forward_code(forward, count):
+    model = model_with(forward)
+    other = replace_linear_relu(copy.deepcopy(model))
+    assert [type(m) for m in other.modules()].count(LinearReLU) == count
+    assert [*model.state_dict()] == [*other.state_dict()]
+    x = torch.randn(5, 4)
+    for training in (True, False):
+        for more in ((), (torch.ones(4),)) if forward in (ends_early, ends_late) else ((),):
+            torch.testing.assert_close(model.train(training)(x, *more), other.train(training)(x, *more))
+
+
+def test_parts_of_models_that_cannot_be_traced():
+    class Parts(nn.ModuleList):
         def forward(self, x):
-            return self.linear(self.act(self.linear(x)))
+            for part in self:
+                x = part(x if x.sum() > 0 else -x)
+            return x
 
-    assert kinds(replace_linear_relu(Twice())) == [nn.Linear, nn.ReLU]
+    class Sequence(nn.Sequential):
+        pass
+
+    torch.manual_seed(0)
+    model = Parts([model_with(ends_late), nn.Sequential(model_with(ends_late)), Sequence(nn.Linear(4, 4), nn.ReLU())])
+    other = replace_linear_relu(copy.deepcopy(model))
+    assert type(other[0].a) is type(other[1][0].a) is type(other[2][0]) is LinearReLU
+    is_equal(model, other, 3, 4)
+    assert type(replace_linear_relu(copy.deepcopy(model[1]))[0].a) is LinearReLU
+
+
+def test_looking_at_a_model_leaves_no_trace():
+    def forward(self, x):
+        self.switch += 1
+        self.seen = x
+        return self.act(self.a(x)) + torch.ones(4)
+
+    model = model_with(forward)
+    before = {*vars(model)}
+    model.train = None  # a mode may change more than a flag
+    replace_linear_relu(model)
+    assert type(model.a) is LinearReLU
+    assert {*vars(model)} - {"train"} == before
+    assert model.switch == 0
+    assert model.training
+
+
+def test_containers_with_hooks_and_forwards_of_their_own_stay():
+    model, seen = model_with(lambda self, x: self.act(self.inner(x))), []
+    model.inner = nn.Sequential(nn.Linear(4, 4))
+    hook = model.inner.register_forward_hook(lambda module, x, z: seen.append(z))
+    assert type(replace_linear_relu(model).inner[0]) is nn.Linear
+    hook.remove()
+    model.forward = lambda x: model.inner(x)
+    assert type(replace_linear_relu(model).inner[0]) is nn.Linear
+    del model.forward
+    assert type(replace_linear_relu(model).inner[0]) is LinearReLU
 
 
 def test_what_is_no_module_is_refused():
