@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 
 from fastrelu.torch.kernels import ACTIVATIONS, KERNELS, LAYERS, row_shape
@@ -63,9 +64,16 @@ def _save(ctx: Any, *tensors: Tensor | None) -> None:
 
 def call(name: str, *operands: Any) -> Any:
     """Call the operator `name`."""
-    if not torch.compiler.is_compiling() and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
-        return FUNCTIONS[name].apply(*operands)
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return _transformed(name, *operands)
     return OPERATORS[name](*operands)
+
+
+def _apply(name: str, *operands: Any) -> Any:
+    return FUNCTIONS[name].apply(*operands)
+
+
+_transformed = _disable_dynamo(_apply)  # a compiler would take operators there, and lose tangents without a word
 
 
 def _by_slices(name: str) -> Callable[..., Any]:

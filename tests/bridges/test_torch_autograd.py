@@ -178,6 +178,19 @@ def test_compiled_functions_have_the_same_bits(backend):
         assert all(map(torch.equal, *results))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("transform", ["grad", "jacfwd"])
+def test_compilers_leave_transforms_alone(transform):
+    x, weight, _ = operands(requires_grad=False)
+
+    def transformed(weight):
+        return getattr(torch.func, transform)(lambda w: ft.linear_relu(x, w).sum())(weight)
+
+    expected = transformed(weight)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(transformed, backend="aot_eager")(weight), expected)
+
+
 def test_export_and_tracing_keep_operators():
     model, x = torch.nn.Sequential(ft.LinearReLU(5, 3), torch.nn.Linear(3, 2)), normal(4, 5)
     expected = model(x)
