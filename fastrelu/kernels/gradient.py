@@ -33,7 +33,8 @@ OPERAND = 112  # bytes
 
 # Of the scratch memory: dy and y as dense rows of the sums' type, and dz before it is transposed. Rows stand a line further
 # apart than they are long, lest columns meet in few sets of the first-level cache.
-PLACE = KC * (256 + 64)
+COLUMN_BYTES = 256
+PLACE = KC * (COLUMN_BYTES + 64)
 GRADIENT_SCRATCH = 3 * PLACE
 
 
@@ -161,6 +162,16 @@ def form_rows(operand, scratch, i, j, rows, columns, target, target_row):
     for first in range(0, rows, most):
         count = smaller(most, rows - first)
         form_block(operand, scratch, i + first, j, count, columns, target + first * target_row, target_row, 0, True)
+
+
+@register_jitable
+def form_columns(operand, scratch, p, j, terms, columns, has_sums, target, target_row):
+    """Any number of columns of dz, from term `p` and column `j` on."""
+    SIZE = words(operand + 104, 1)[0]
+    most = COLUMN_BYTES // SIZE
+    for first in range(0, columns, most):
+        count = smaller(most, columns - first)
+        form_panel(operand, scratch, p, j + first, terms, count, False, has_sums, target + first * SIZE, target_row)
 
 
 @register_jitable

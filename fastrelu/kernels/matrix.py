@@ -28,7 +28,7 @@ from fastrelu.kernels.memory import (
 )
 from fastrelu.kernels.panels import COPY_GROUP, MC, copy_out, rows_of_part
 from fastrelu.kernels.pool import in_parallel, serial_for, thread_limit
-from fastrelu.kernels.problem import BIAS, DZ, OPTIONS, PROBLEM, SIZES, SMALL, THIN, TILING, TYPE, X, Y
+from fastrelu.kernels.problem import BIAS, DZ, OPTIONS, PROBLEM, SIZES, SMALL, THIN, TILING, TRANSPOSED_AS_X, TYPE, X, Y
 from fastrelu.kernels.scratch import free, malloc
 from fastrelu.kernels.small import MAX_COLUMNS, MAX_WORK
 from fastrelu.kernels.thin import MAX_ROWS
@@ -56,7 +56,9 @@ calculate = types.ExternalFunction(PART, types.int32(types.intp, types.intp))
 def divide(problem, task):
     """Divide a product into parts for the threads: writes the task that `part` takes and returns how many parts it has."""
     m, k, n, description = words(problem + SIZES, 4)
-    MR, _, NR = words(description + TILING, 3)
+    MR, NARROW, NR = words(description + TILING, 3)
+    # Parts whose columns of dz are summed must not share a vector of sums.
+    tile = NARROW if read_word(problem + DZ + 8) == TRANSPOSED_AS_X else MR
     threads = thread_limit()
     work = (m + W_COST) * n * larger(k, 1)
     most_rows = rows_of_part(problem)
@@ -75,7 +77,7 @@ def divide(problem, task):
             row_parts = larger(row_parts, smaller(ceil(threads, column_parts), m // LEAST_ROWS))
         if column_parts == 1 and m >= threads * LEAST_ROWS:
             row_parts = ceil(row_parts, threads) * threads
-    part_rows = larger(ceil(ceil(m, row_parts), MR) * MR, MR)
+    part_rows = larger(ceil(ceil(m, row_parts), tile) * tile, tile)
     part_columns = ceil(ceil(n, column_parts), unit) * unit
     row_parts = larger(ceil(m, part_rows), 1)
     write_words(task, (problem, part_rows, part_columns, row_parts, 0))

@@ -14,7 +14,7 @@ threads need not wait for one another.
 
 from numba.extending import register_jitable
 
-from fastrelu.kernels.gradient import GRADIENT_SCRATCH, form_panel, form_rows
+from fastrelu.kernels.gradient import GRADIENT_SCRATCH, form_columns, form_panel, form_rows
 from fastrelu.kernels.linear import STRIDE
 from fastrelu.kernels.memory import (
     call_address,
@@ -43,6 +43,7 @@ from fastrelu.kernels.problem import (
     SIZES,
     TILING,
     TRANSPOSED_AS_W,
+    TRANSPOSED_AS_X,
     TYPE,
     W,
     X,
@@ -93,11 +94,11 @@ def _way_to_x(problem):
     widened, or because they are too slow to read where they lie.
     """
     x_row, x_step = words(problem + X + 8, 2)
-    m, _, _, description, dz, place = words(problem + SIZES, 6)
+    m, _, _, description, _, place = words(problem + SIZES, 6)
     MR = read_word(description)
     IN, SIZE = words(description + TYPE, 2)
     is_transposed = x_row == IN and x_step != IN and x_step != 0 and m > MR
-    copies = IN != SIZE or (dz != 0 and place == AS_X) or (is_transposed and x_step & (ALIASING - 1) == 0)
+    copies = IN != SIZE or place >= AS_X or (is_transposed and x_step & (ALIASING - 1) == 0)
     return is_transposed or copies, copies
 
 
@@ -105,9 +106,11 @@ def _way_to_x(problem):
 def rows_of_part(problem):
     """The most rows that a part may have."""
     SIZE = read_word(read_word(problem + DESCRIPTION) + TYPE + 8)
-    dz, place = words(problem + DZ, 2)
-    if dz != 0 and place == AS_X:
+    place = read_word(problem + DZ + 8)
+    if place == AS_X:
         return FORMED_BYTES // SIZE
+    if place == TRANSPOSED_AS_X:
+        return DIRECT_ROWS  # w need not be packed
     return COPY_BYTES // SIZE if _way_to_x(problem)[0] else MC
 
 
@@ -271,7 +274,9 @@ def _next_blocks(problem, soon, p, j, x_i, x_rows, x_p, piece):
     if x_rows > 0:
         terms = smaller(KC, k - x_p)
         soon = _ask_matrix(soon, x + x_i * x_row + x_p * x_step, x_row, x_step, IN, x_rows, terms, piece)
-        if y != 0 and place == AS_X:
+        if place == TRANSPOSED_AS_X:
+            y_row, y_step = y_step, y_row
+        if y != 0 and place >= AS_X:
             soon = _ask_matrix(soon, y + x_i * y_row + x_p * y_step, y_row, y_step, IN, x_rows, terms, piece)
     write_words(soon, (0, 0, 0))
     asked = 0
@@ -286,7 +291,7 @@ def _block(problem, block, scratch, i0, rows, a, a_row, a_step, p, j, width, col
     """One block of terms of one panel, for all rows of the part. The next two or three are asked for meanwhile."""
     w, w_k, w_n = words(problem + W, 3)
     k, _, description, dz, place = words(problem + SIZES + 8, 5)
-    is_formed = dz != 0 and place != AS_X
+    is_formed = dz != 0 and place < AS_X
     MR, NARROW = words(description, 2)
     IN, SIZE, pack, _, _, kernels = words(description + TYPE, 6)
     is_direct = (
@@ -351,11 +356,13 @@ def _group(problem, block, scratch, i0, rows, j0, j_end, part_start, part_end):
                 pass  # the same block as for the group before
             elif dz != 0 and place == AS_X:
                 form_rows(dz, scratch + _GRADIENT, i0, p, rows, terms, a, a_row)
+            elif dz != 0 and place == TRANSPOSED_AS_X:
+                form_columns(dz, scratch + _GRADIENT, p, i0, terms, rows, j0 == 0, a, X_COLUMN_STEP)
             elif x_row == IN and rows > 1:
                 pack_block(pack, source, x_step, x_row, terms, rows, a, X_COLUMN_STEP)
             else:
                 pack_block(pack, source, x_row, x_step, rows, terms, a, a_row)
-            if x_row == IN and rows > 1 and (dz == 0 or place != AS_X):
+            if place == TRANSPOSED_AS_X or (x_row == IN and rows > 1 and place != AS_X):
                 a_row, a_step = SIZE, X_COLUMN_STEP
         # The block of x that comes after this one, of which each panel asks for its share.
         x_i, x_p, x_rows = i0, p + KC, rows
