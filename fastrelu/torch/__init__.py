@@ -24,12 +24,13 @@ from fastrelu.torch.functional import (
     softplus,
     tanh,
 )
-from fastrelu.torch.modules import Linear, LinearReLU
+from fastrelu.torch.modules import Linear, LinearReLU, Sequential
 from fastrelu.torch.replacement import replace_linear_relu
 
 __all__ = [
     "Linear",
     "LinearReLU",
+    "Sequential",
     "elu",
     "leaky_relu",
     "linear",

@@ -8,15 +8,19 @@ What is said here once holds for all:
 * `torch.compile`, `torch.export`, `torch.fx` and `torch.func` see operators of the namespace ``torch.ops.fastrelu``.
 * Under `torch.autocast` the linear functions cast their operands to its type, as PyTorch's do; the others keep the type of x.
 * Tensors on a CUDA device go to the kernels of `fastrelu.cuda`.
+* `elu`, `leaky_relu` and `softplus` keep their result for the gradient, where PyTorch's keep x: the result must not be changed
+  in place before the backward pass.
 * The number of threads is the lower one of `torch.get_num_threads` and `fastrelu.get_num_threads`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
@@ -37,7 +41,16 @@ def _is_observed() -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None  # of `torch.jit.trace`
+        or forward_ad._current_level >= 0
     )
+
+
+def _backward_of(name: str, dy: Tensor) -> Callable[..., Any]:
+    """The backward pass of an operation: one that is seen, or that has gradients itself, where somebody asks for it."""
+    # `torch.autograd.grad(..., is_grads_batched=True)` has a vmap of its own.
+    if torch.is_grad_enabled() or _is_observed() or torch._C._functorch.is_legacy_batchedtensor(dy):
+        return lambda *operands: call(f"{name}_backward", *operands)
+    return KERNELS[f"{name}_backward"]
 
 
 class _Activation(torch.autograd.Function):
@@ -50,8 +63,7 @@ class _Activation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        functions = OPERATORS if torch.is_grad_enabled() else KERNELS
-        dx = functions[f"{ctx.name}_backward"](dy, *ctx.saved_tensors, *ctx.alpha)
+        dx = _backward_of(ctx.name, dy)(dy, *ctx.saved_tensors, *ctx.alpha)
         return None, dx, *(None for _ in ctx.alpha)
 
 
@@ -64,8 +76,7 @@ class _PReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        functions = OPERATORS if torch.is_grad_enabled() else KERNELS
-        return functions["prelu_backward"](dy, *ctx.saved_tensors)
+        return _backward_of("prelu", dy)(dy, *ctx.saved_tensors)
 
 
 class _Linear(torch.autograd.Function):
@@ -80,11 +91,96 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         wanted = ctx.needs_input_grad[1:4]
-        functions = OPERATORS if torch.is_grad_enabled() else KERNELS
-        found = functions[f"{ctx.name}_backward"](dy, *ctx.saved_tensors, wanted, *ctx.alpha)
-        if functions is OPERATORS:
-            found = [g if want else None for g, want in zip(found, wanted, strict=True)]
-        return None, *found, *(None for _ in ctx.alpha)
+        found = _backward_of(ctx.name, dy)(dy, *ctx.saved_tensors, wanted, *ctx.alpha)
+        return None, *_wanted(found, wanted), *(None for _ in ctx.alpha)
+
+
+def _wanted(gradients: Any, wanted: tuple[bool, ...]) -> list[Tensor | None]:
+    """Gradients without those that an operator returns empty because nobody wants them."""
+    return [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)]
+
+
+class _Chain(torch.autograd.Function):
+    """Fused layers, each of which takes what the one before it returns: what autograd does for each function it does once."""
+
+    @staticmethod
+    def forward(ctx: Any, names: tuple[str, ...], x: Tensor, *parameters: Tensor | None) -> Tensor:
+        ys = _ys([KERNELS[name] for name in names], x, parameters)
+        ctx.names = names
+        ctx.save_for_backward(x, *parameters, *ys)
+        return ys[-1]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        count = len(ctx.names)
+        x, *saved = ctx.saved_tensors
+        parameters, ys = saved[: 2 * count], saved[2 * count :]
+        if torch.is_grad_enabled():
+            # Gradients of these gradients go through what is between the layers as well.
+            ys = _ys([OPERATORS[name] for name in ctx.names], x, parameters)
+        xs, wants = [x, *ys], ctx.needs_input_grad[1:]
+        gradients: list[Tensor | None] = [None] * len(wants)
+        for i in reversed(range(count)):
+            wanted = any(wants[: 2 * i + 1]), wants[2 * i + 1], wants[2 * i + 2]
+            if not any(wanted):
+                break
+            name, y, weight = ctx.names[i], ys[i], parameters[2 * i]
+            operands = dy, None if name == "linear" else y, xs[i] if wanted[1] else None, weight if wanted[0] else None
+            dx, *gradients[2 * i + 1 : 2 * i + 3] = _wanted(_backward_of(name, dy)(*operands, wanted), wanted)
+            if dx is None:
+                break
+            dy = dx
+        return None, dy if wants[0] else None, *gradients[1:]
+
+
+def _ys(functions: list[Callable[..., Tensor]], x: Tensor, parameters: Sequence[Tensor | None]) -> list[Tensor]:
+    """What all layers of a chain return."""
+    ys = []
+    for function, weight, bias in zip(functions, parameters[::2], parameters[1::2], strict=True):
+        x = function(x, weight, bias)
+        ys.append(x)
+    return ys
+
+
+def chain(names: tuple[str, ...], x: Tensor, parameters: list[Tensor | None]) -> Tensor | None:
+    """Layers one after the other as one function of autograd; None if they have to be called one by one.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Those of layers whose activation has no parameter.
+    x : Tensor
+        Input of the first.
+    parameters : list
+        Weight and bias of each.
+    """
+    if _is_observed() or type(x) not in _PLAIN or has_torch_function_unary(x) or torch.is_autocast_enabled("cpu"):
+        return None
+    if not _is_dense(x, x) or not x.ndim:
+        return None
+    width = x.shape[-1]
+    for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
+        if (
+            weight is None
+            or type(weight) not in _PLAIN
+            or not _is_dense(x, weight)
+            or weight.ndim != 2
+            or weight.shape[1] != width
+        ):
+            return None
+        width = weight.shape[0]
+        if bias is not None and (type(bias) not in _PLAIN or not _is_dense(x, bias) or bias.shape != (width,)):
+            return None
+    if torch.is_grad_enabled() and (x.requires_grad or any(p is not None and p.requires_grad for p in parameters)):
+        y: Tensor = _Chain.apply(names, x, *parameters)
+        return y
+    return _ys([KERNELS[name] for name in names], x, parameters)[-1]
+
+
+def _is_dense(x: Tensor, operand: Tensor) -> bool:
+    """Whether an operand is a dense tensor in host memory, of a type that the layers take and of that of x."""
+    dtype = operand.dtype
+    return dtype in _TYPES and dtype is x.dtype and operand.is_cpu and operand.layout is torch.strided and not operand.is_nested
 
 
 def _refuse(name: str, **operands: Any) -> None:
@@ -97,6 +193,8 @@ def _refuse(name: str, **operands: Any) -> None:
             raise TypeError(f"{name}: {operand} must be a tensor, not {type(tensor).__name__}")
         if tensor.layout is not torch.strided:
             raise TypeError(f"{name}: {operand} must be a dense tensor, not one of layout {tensor.layout}")
+        if tensor.is_nested:
+            raise TypeError(f"{name}: {operand} must be a dense tensor, not a nested one")
         if tensor.dtype not in _TYPES:
             raise TypeError(f"{name}: {operand} must be float16, bfloat16, float32 or float64, not {_short(tensor.dtype)}")
         if tensor.device.type not in ("cpu", "cuda", "meta"):
@@ -126,7 +224,7 @@ def _checked_alpha(name: str, alpha: Any) -> float:
 
 def _activation(name: str, x: Tensor, *alpha: float) -> Tensor:
     is_plain = type(x) in _PLAIN
-    if not is_plain or x.dtype not in _TYPES or not x.is_cpu or x.layout is not torch.strided:
+    if not (is_plain and _is_dense(x, x)):
         _refuse(name, x=x)
         is_plain = is_plain and not x.is_meta
     if alpha:
@@ -147,15 +245,7 @@ def _linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, *alpha: f
         dtype = torch.get_autocast_dtype(device)
         x, weight, bias = (_cast(t, dtype) for t in (x, weight, bias))
     is_plain = type(x) in _PLAIN and type(weight) in _PLAIN and (bias is None or type(bias) in _PLAIN)
-    if (
-        not is_plain
-        or x.dtype not in _TYPES
-        or weight.dtype is not x.dtype
-        or not (x.is_cpu and weight.is_cpu)
-        or x.layout is not torch.strided
-        or weight.layout is not torch.strided
-        or (bias is not None and (bias.dtype is not x.dtype or not bias.is_cpu))
-    ):
+    if not (is_plain and _is_dense(x, x) and _is_dense(x, weight) and (bias is None or _is_dense(x, bias))):
         _refuse(name, x=x, weight=weight, bias=bias)
         is_plain = is_plain and not x.is_meta
     if alpha:
@@ -206,6 +296,8 @@ def prelu(x: Tensor, alpha: Tensor) -> Tensor:
     """As `torch.nn.functional.prelu`: alpha, of any sign, has one value, or one for each channel (axis 1)."""
     if has_torch_function_variadic(x, alpha):
         return handle_torch_function(prelu, (x, alpha), x, alpha)
+    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+        alpha = _cast(alpha, x.dtype)
     _refuse("prelu", x=x, alpha=alpha)
     channels = x.shape[min(1, x.ndim - 1)] if x.ndim else 1
     if alpha.ndim > 1 or alpha.numel() not in (1, channels):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastrelu import activations, gradients, layers
 from fastrelu.operations import GRADIENTS
+from fastrelu.torch import loops
 from fastrelu.torch.memory import empty
 from fastrelu.torch.threads import run
 
@@ -74,18 +75,27 @@ def _elementwise(function: Callable[..., Any]) -> Callable[..., Tensor]:
     return kernel
 
 
-def _layer(function: Callable[..., Any]) -> Callable[..., Tensor]:
+def _layer(name: str) -> Callable[..., Tensor]:
+    function = getattr(layers, name)
+
     def kernel(x: Tensor, weight: Tensor, bias: Tensor | None, *alpha: float) -> Tensor:
+        if x.is_cpu and (y := loops.forward(name, x, weight, bias, alpha)) is not None:
+            return y
         rows, w, b = _array(x), _array(weight).T, None if bias is None else _array(bias)
         return _tensor(run(function, rows, w, b, *alpha, out=_empty(rows, rows.shape[:-1] + w.shape[1:])))
 
     return kernel
 
 
-def _layer_backward(function: Callable[..., Any]) -> Callable[..., Triple]:
+def _layer_backward(name: str) -> Callable[..., Triple]:
+    function = getattr(gradients, f"{name}_backward")
+
     def kernel(
         dy: Tensor, y: Tensor | None, x: Tensor | None, weight: Tensor | None, wanted: Sequence[bool], *alpha: float
     ) -> Triple:
+        wanted = tuple(wanted)
+        if dy.is_cpu and (found := loops.backward(name, dy, y, x, weight, wanted, alpha)) is not None:
+            return found
         outputs = (_array(dy),) if y is None else (_array(dy), _array(y))
         like = outputs[0]
         rows = w = dx = dweight = None
@@ -97,7 +107,7 @@ def _layer_backward(function: Callable[..., Any]) -> Callable[..., Triple]:
             dweight = _empty(like, like.shape[-1:] + rows.shape[-1:])
         # The gradient of the weight is written as the weight lies in its tensor: (out, in).
         out = dx, None if dweight is None else dweight.T, None
-        db = run(function, *outputs, rows, w, *alpha, out=out, wanted=_NAMES[tuple(wanted)])[2]
+        db = run(function, *outputs, rows, w, *alpha, out=out, wanted=_NAMES[wanted])[2]
         return tuple([None if g is None else _tensor(g) for g in (dx, dweight, db)])  # type: ignore[return-value]  # three
 
     return kernel
@@ -128,5 +138,5 @@ for _name in ACTIVATIONS:
     KERNELS[_name] = _elementwise(getattr(activations, _name))
     KERNELS[f"{_name}_backward"] = _elementwise(getattr(activations, f"{_name}_backward"))
 for _name in LAYERS:
-    KERNELS[_name] = _layer(getattr(layers, _name))
-    KERNELS[f"{_name}_backward"] = _layer_backward(getattr(gradients, f"{_name}_backward"))
+    KERNELS[_name] = _layer(_name)
+    KERNELS[f"{_name}_backward"] = _layer_backward(_name)

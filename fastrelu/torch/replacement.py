@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
-from fastrelu.torch.modules import Linear, LinearReLU
+from fastrelu.torch.modules import Linear, LinearReLU, Sequential, is_called_only
 
 __all__ = ["replace_linear_relu"]
 
@@ -30,6 +30,7 @@ def replace_linear_relu(model: M, *, every_linear: bool = False) -> M:
         Changed in place. A `Linear` and a `nn.ReLU` become a `LinearReLU` with the same parameters and an `Identity`, so that
         numbers of layers, names of parameters, optimizers and saved states stay valid: in every `Sequential`, at any depth; and
         where `torch.fx` can trace `model` or else a part of it, also where a ``forward`` calls one after the other, each time.
+        A `Sequential` in which such layers follow each other becomes a `fastrelu.torch.Sequential`.
     every_linear : bool, optional
         Whether each `Linear` that is left becomes a `fastrelu.torch.Linear`.
 
@@ -71,7 +72,16 @@ def replace_linear_relu(model: M, *, every_linear: bool = False) -> M:
     _replace_in_forward(model)
     if every_linear:
         _swap(model, {layer: _twin(layer, Linear) for layer in model.modules() if _is_linear(layer)})
+    for module in model.modules():
+        if type(module) is nn.Sequential and "forward" not in vars(module) and _has_chain(module):
+            module.__class__ = Sequential
     return model
+
+
+def _has_chain(module: nn.Sequential) -> bool:
+    """Whether layers of ours follow each other."""
+    layers = [layer for layer in module if type(layer) is not nn.Identity]
+    return any(is_called_only(one) and is_called_only(other) for one, other in itertools.pairwise(layers))
 
 
 def _is_linear(layer: Any) -> bool:
@@ -96,7 +106,11 @@ def _has_own(layer: nn.Module) -> bool:
 def _replace_in_sequences(model: nn.Module) -> None:
     twins: dict[nn.Module, nn.Module] = {}
     for module in [*model.modules()]:
-        if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward or _has_own(module):
+        if (
+            not isinstance(module, nn.Sequential)
+            or type(module).forward not in (nn.Sequential.forward, Sequential.forward)
+            or _has_own(module)
+        ):
             continue
         for (name, layer), (following_name, following) in itertools.pairwise([*module._modules.items()]):
             if _is_linear(layer) and _is_relu(following):
