@@ -32,8 +32,8 @@ def markdown(run: Run) -> str:
         if shown is None or not {*others} <= {*shown}:
             shown = _columns(run, results[OURS])
             header = ("operation", "type", "size", "form", "time", "speed", "of limit", *shown)
-            lines += ["", _row(header), _row(["---"] * len(header))]
-        lines.append(_row(_cells(results, shown)))
+            lines += ["", row(header), row(["---"] * len(header))]
+        lines.append(row(_cells(results, shown)))
     return "\n".join(lines) + "\n"
 
 
@@ -56,5 +56,6 @@ def _cells(results: dict[str, Result], libraries: tuple[str, ...]) -> Iterator[s
         yield f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**"
 
 
-def _row(cells: Iterable[str]) -> str:
+def row(cells: Iterable[str]) -> str:
+    """A row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
