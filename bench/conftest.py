@@ -2,9 +2,16 @@
 
 from fastrelu.benchmarks.plugin import (
     pytest_addoption,
+    pytest_benchmark_generate_json,
     pytest_benchmark_update_machine_info,
     pytest_configure,
     pytest_sessionstart,
 )
 
-__all__ = ["pytest_addoption", "pytest_benchmark_update_machine_info", "pytest_configure", "pytest_sessionstart"]
+__all__ = [
+    "pytest_addoption",
+    "pytest_benchmark_generate_json",
+    "pytest_benchmark_update_machine_info",
+    "pytest_configure",
+    "pytest_sessionstart",
+]

@@ -218,7 +218,7 @@ GROUPS: dict[str, Callable[[], Iterator[Point]]] = {
 def _number(value: float, unit: str) -> str:
     if math.isnan(value):
         return "not installed"
-    return f"{value:.0%}" if unit == "%" else f"{value:.3g} {unit}".rstrip()
+    return f"{100 * value:.3g}%" if unit == "%" else f"{value:.3g} {unit}".rstrip()
 
 
 def _lines(point: Point) -> Iterator[str]:
