@@ -106,7 +106,8 @@ def libraries(dtype: str) -> list[str]:
 
 def available(library: str) -> bool:
     """Whether a peer is installed."""
-    return importlib.util.find_spec(library) is not None
+    spec = importlib.util.find_spec(library)
+    return spec is not None and spec.origin is not None  # else it is a folder of that name, such as a clone of its repository
 
 
 def _call(expression: str, names: dict[str, Any]) -> Call:
