@@ -71,8 +71,8 @@ class Result:
 
     @property
     def ratio(self) -> float:
-        """The time in parts of that of the first reference."""
-        return next(iter(self.references.values())).ratio
+        """The least time in parts of that of the first reference, which was timed in the same turns."""
+        return self.seconds / next(iter(self.references.values())).seconds
 
 
 @dataclass(frozen=True)
