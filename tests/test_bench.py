@@ -2,14 +2,20 @@
 
 import builtins
 import dataclasses
+import importlib
 import json
 import math
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 
+from fastrelu import fma, peers
 from fastrelu.__main__ import main
-from fastrelu.benchmarks import comparison, contention, pictures, results, tables
+from fastrelu.benchmarks import comparison, contention, operations, pictures, plugin, results, tables
 from fastrelu.benchmarks.operations import FAMILIES, OURS, Selection
+from tests import subprocesses
 
 LINE = results.Result(
     operation="relu",
@@ -187,7 +193,9 @@ def test_only_the_same_reference_can_be_compared(tmp_path, capsys):
     assert command("compare", old, new) == 0
     assert "Only in the new run: 1 benchmarks, relu-float32-10-given-fastrelu" in capsys.readouterr().out
     assert command("compare", old, saved(tmp_path / "other.json", line(size="7"))) == 2
-    assert "no benchmark in common" in capsys.readouterr().err
+    assert "no benchmark in common\n" in capsys.readouterr().err
+    assert command("compare", old, saved(tmp_path / "threads.json", other)) == 2
+    assert "no benchmark in common with the same references" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"benchmarks": []}', '{"machine_info": {"fastrelu": 1}, "benchmarks": [{}]}'])
@@ -203,6 +211,54 @@ def test_file_that_is_absent(tmp_path, capsys):
     assert "no.json" in capsys.readouterr().err
 
 
+def interrupted(folder):
+    """Start a run, and end it by a signal to the command alone once something is measured."""
+    chosen = ["--operations", "relu", "--sizes", *map(str, range(10, 20)), "--peers", "--output", folder]
+    words = [sys.executable, "-m", "fastrelu", "bench", "--quick", *chosen]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while "1/10" not in process.stderr.readline():
+        assert process.poll() is None
+    process.terminate()
+    printed, _ = process.communicate()
+    assert process.returncode == 130
+    assert "| `relu` | float32 | 10 | given |" in printed
+
+
+def test_interrupt_keeps_what_was_measured(tmp_path):
+    subprocesses.call(interrupted, str(tmp_path / "out"))
+    run = results.read(tmp_path / "out")
+    assert 1 <= len(run.results) < 10
+    assert not (tmp_path / "out" / "results.json.part").exists()
+
+
+def test_benchmark_that_was_cut_off_is_left_out():
+    benchmarks = [SimpleNamespace(extra_info={"operation": "relu"}), SimpleNamespace(extra_info={})]
+    plugin.pytest_benchmark_generate_json(benchmarks)
+    assert [benchmark.extra_info for benchmark in benchmarks] == [{"operation": "relu"}]
+
+
+def test_run_that_fails_leaves_the_results_of_the_last(tmp_path, monkeypatch, capsys):
+    saved(tmp_path / "results.json", line())
+    monkeypatch.setattr("fastrelu.benchmarks.command._measure", lambda *_: 3)
+    assert command("--smoke", "--output", tmp_path) == 3
+    assert capsys.readouterr() == ("", "Nothing was measured.\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert len(results.read(tmp_path).results) == 1
+
+
+def test_folder_that_cannot_be_written_is_known_before(tmp_path, monkeypatch, capsys):
+    (tmp_path / "results.json.part").mkdir()
+    monkeypatch.setattr("fastrelu.benchmarks.command._measure", lambda *_: pytest.fail("measured"))
+    assert command("--smoke", "--output", tmp_path) == 2
+    assert "results.json.part" in capsys.readouterr().err
+
+
+def test_compare_takes_no_options_of_a_run(tmp_path, capsys):
+    path = saved(tmp_path / "x.json", line())
+    assert command("--quick", "compare", path, path) == 2
+    assert "compare measures nothing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -210,7 +266,7 @@ def test_file_that_is_absent(tmp_path, capsys):
         (["--dtypes", "int8"], "dtypes: int8 is none of float16, float32, float64"),
         (["--peers", "tensorflow"], "peers: tensorflow is none of all, numpy, torch, "),
         (["--forms", "other"], "forms: other is none of new, given, in_place"),
-        (["--sizes", "12x", "10"], "sizes: 12x is neither a length such as 1000 or 1M nor m x k x n such as 64x784x256"),
+        (["--sizes", "12x", "10"], "sizes: 12x is neither a length such as 1000 or 1M, nor m x k x n such as 64x784x256"),
         (["--sizes", "0"], "sizes: 0 is neither a length"),
         (["--operations", "relu", "--sizes", "4x3x5"], "the operations have none of these sizes, types and forms"),
     ],
@@ -240,9 +296,33 @@ def test_extents_have_every_operation(extent):
 
 
 def test_names_of_sizes_can_be_asked_for():
-    for family in FAMILIES:
-        for operation in family.operations():
-            assert all(family.is_size(size) for size in family.sizes(operation, "full"))
+    """Also all of them at once, from the command and in the options of pytest, though names have commas."""
+    names = {size: None for f in FAMILIES for operation in f.operations() for size in f.sizes(operation, "full")}
+    options = {"--extent": "full", "--sizes": ",".join(names)}
+    chosen = plugin.selection(SimpleNamespace(getoption=lambda name: options.get(name, "")))
+    assert chosen.sizes == tuple(names)
+    assert {benchmark.size for benchmark in chosen.benchmarks()} == {*names}
+
+
+def test_size_given_twice_is_measured_once():
+    names = [str(benchmark) for benchmark in Selection(operations=("relu",), sizes=("1000", "1k")).benchmarks()]
+    assert names == ["relu-float32-1000-given-fastrelu"]
+
+
+def test_peer_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(operations, "_installed", lambda: {"numpy"})
+    with pytest.raises(ValueError, match="peers: torch is not installed"):
+        Selection(peers=("numpy", "torch"))
+    Selection(peers=("all",))
+
+
+def test_folder_with_the_name_of_a_peer_is_no_peer(tmp_path, monkeypatch):
+    (tmp_path / "some_peer").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not peers.available("some_peer")
+    (tmp_path / "some_peer" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert peers.available("some_peer")
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: type(family).__name__)
@@ -253,10 +333,23 @@ def test_forms_and_types_of_each_extent(family):
 
 
 def test_losses_are_bold_in_the_table():
-    others = {"numpy": line(4.0, library="numpy"), "torch": line(0.5, library="torch")}
-    table = tables.markdown(results.Run("2026-01-02T03:04:05", FACTS, [LINE, *others.values()]))
+    others = [line(library="numpy", seconds=4e-6), line(library="torch", seconds=5e-7)]
+    table = tables.markdown(results.Run("2026-01-02T03:04:05", FACTS, [LINE, *others]))
     assert "Measured on 2026-01-02: NumPy 2.4.6, processor this one." in table
     assert "| `relu` | float32 | 1 k | given | 1 us | 8 GB/s | 50% | 4.00 | **0.50** |" in table
+    assert "Other programs" not in table
+
+
+def test_table_has_the_libraries_of_each_operation():
+    lines = [LINE, line(library="numpy"), line(size="10"), line(operation="tanh"), line(operation="tanh", library="jax")]
+    table = tables.markdown(results.Run("2026-01-02T03:04:05", FACTS, lines))
+    headers = [row for row in table.splitlines() if row.startswith("| operation")]
+    assert [header.split(" | ")[7:] for header in headers] == [["numpy |"], ["jax |"]]
+
+
+def test_table_tells_of_other_programs():
+    table = tables.markdown(results.Run("2026-01-02T03:04:05", FACTS, [LINE, line(size="10", lacking=0.5)]))
+    assert "Other programs took processors during 1 of 2 measurements." in table
 
 
 def test_pictures_show_the_limit(tmp_path):
@@ -266,9 +359,19 @@ def test_pictures_show_the_limit(tmp_path):
     drawn = pictures.draw(results.Run("", FACTS, lines), tmp_path, ".svg")
     assert [path.name for path in drawn] == ["relu.svg", "training_step.svg"]
     text = drawn[0].read_text()
-    assert "limit of the machine" in text
+    assert "limit: the fastest copy" in text
     assert "elements" in text
     assert "limit" not in drawn[1].read_text()
+    assert "digits, 64" in drawn[1].read_text()
+
+
+def test_pictures_of_a_run_that_was_interrupted(tmp_path):
+    pytest.importorskip("matplotlib")
+    lines = [line(dtype="float16", form=form) for form in ("new", "given")] + [line(form="new")]
+    (drawn,) = pictures.draw(results.Run("", FACTS, lines), tmp_path, ".svg")
+    text = drawn.read_text()
+    assert "float32, new" in text
+    assert "float32, given" not in text
 
 
 def test_plot_of_the_activations(tmp_path, capsys):
@@ -314,3 +417,14 @@ def test_geometric_mean_of_all(tmp_path, capsys):
     )
     assert math.prod(change.factor for change in old.changes) == pytest.approx(4)
     assert "Geometric mean of all: 2.000 times" in comparison.describe(old, 0.15)
+
+
+@pytest.mark.parametrize(("siblings", "cores"), [(["0-1", "0-1"], 1), (["0", "1"], 2)])
+def test_limit_of_products_counts_cores(monkeypatch, siblings, cores):
+    """Two processors of one core share its multiply-adds."""
+    texts = iter(siblings)
+    monkeypatch.setattr(fma.os, "sched_getaffinity", lambda _: range(2), raising=False)
+    monkeypatch.setattr(fma, "Path", lambda _: SimpleNamespace(read_text=lambda: next(texts)))
+    monkeypatch.setattr(fma, "get_num_threads", lambda: 2)
+    lanes = fma.host.vector_bytes() // 4
+    assert fma.multiply_adds()[1] == cores * 2 * lanes * fma.CHAINS * fma.STEPS

@@ -11,13 +11,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fastrelu.benchmarks.contention import MUCH
 from fastrelu.benchmarks.operations import OURS
 from fastrelu.benchmarks.results import Reference, Result, Run
 
 THRESHOLD = 0.15
 """How much more time is a loss, beside the references."""
-_MUCH = 0.1
-"""Processors that other programs may take before a call may be slow for it."""
 _OF_THE_RUN = ("kernel cache",)
 """Facts that differ without any meaning."""
 
@@ -44,7 +43,7 @@ class Change:
 
         Where processors were taken, also by more than the loss of all threads but one explains.
         """
-        slack = self.new.threads if self.new.lacking > _MUCH else 1
+        slack = self.new.threads if self.new.lacking > MUCH else 1
         return all(
             self.factors[name] > slack * (1 + threshold) and _middle(self.new.references[name])[0] > _middle(was)[1]
             for name, was in self.old.references.items()
@@ -98,7 +97,8 @@ def compare(old: Run, new: Run) -> Comparison:
     before, now = (_by_name(run.results) for run in (old, new))
     common = {name for name in before if name in now and before[name].references.keys() == now[name].references.keys()}
     if not common:
-        raise ValueError("the two runs have no benchmark in common")
+        why = " with the same references: those depend on the number of threads" if before.keys() & now.keys() else ""
+        raise ValueError(f"the two runs have no benchmark in common{why}")
     names = dict.fromkeys((*old.facts, *new.facts))
     facts = {name: (old.facts.get(name, "unknown"), new.facts.get(name, "unknown")) for name in names}
     return Comparison(

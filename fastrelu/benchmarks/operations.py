@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
+from itertools import product
 from typing import Protocol
 
 import numpy as np
@@ -344,17 +345,20 @@ class Selection:
         ):
             if unknown := [word for word in given if word not in allowed]:
                 raise ValueError(f"{name}: {', '.join(unknown)} is none of {', '.join(allowed)}")
+        if absent := [name for name in self.peers if name not in ("all", *_installed())]:
+            raise ValueError(f"peers: {', '.join(absent)} is not installed")
         if unknown := [size for size in self.sizes if not any(family.is_size(size) for family in FAMILIES)]:
             raise ValueError(
-                f"sizes: {', '.join(unknown)} is neither a length such as 1000 or 1M nor m x k x n such as 64x784x256"
+                f"sizes: {', '.join(unknown)} is neither a length such as 1000 or 1M, nor m x k x n such as 64x784x256,"
+                " nor a size as it stands in the table of a run"
             )
 
     def benchmarks(self) -> list[Benchmark]:
         """The lines of the run, in the order of the table."""
-        found = [benchmark for family in FAMILIES for benchmark in self._of_family(family)]
+        found = dict.fromkeys(benchmark for family in FAMILIES for benchmark in self._of_family(family))
         if not found:
             raise ValueError("the operations have none of these sizes, types and forms")
-        return found
+        return [*found]
 
     def _of_family(self, family: Family) -> Iterator[Benchmark]:
         extent = self.extent
@@ -379,6 +383,13 @@ def peer_names() -> list[str]:
     return list(dict.fromkeys(name.split()[0] for name in names if not name.startswith(OURS)))
 
 
+@cache
+def _installed() -> frozenset[str]:
+    """Those of `peer_names` that can be measured here."""
+    problems = ((f, *rest) for f in FAMILIES for rest in product(f.operations(), f.types, f.forms("full")))
+    return frozenset(name.split()[0] for family, *problem in problems for name in family.libraries(*problem))
+
+
 def _in_full(size: str) -> str:
     """A length without the suffix k or M."""
     if match := re.fullmatch(r"(\d+)([kM])", size):
@@ -394,16 +405,16 @@ def set_threads() -> None:
         torch.set_num_threads(fastrelu.get_num_threads())
 
 
-def limit(problem: Problem, seconds: float) -> tuple[Call | None, float]:
-    """The machine's limit: a call to be timed beside the others and what it does, or None and what it does in a second.
+def limit(problem: Problem, seconds: float) -> tuple[Call, float] | None:
+    """What the machine can do at best: a call to be timed in turns with the others, and how much it does.
 
-    0 for a unit that has no limit. `seconds`: how long copies are timed.
+    None for a unit that has no limit. `seconds`: how long ways of copying are compared.
     """
     from fastrelu.fma import multiply_adds
-    from fastrelu.measure import streaming_limit
+    from fastrelu.measure import fastest_copy
 
     if problem.unit == GIGAFLOPS:
         return multiply_adds("float64" if problem.dtype == "float64" else "float32")
     if problem.unit == GIGABYTES:
-        return None, 1e9 * streaming_limit(int(problem.amount), seconds)
-    return None, 0.0
+        return fastest_copy(int(problem.amount), seconds), problem.amount
+    return None

@@ -49,21 +49,19 @@ def _first_call(problem: Problem, library: str) -> Call:
         if library.startswith(OURS):
             raise
         # Whatever another library raises, the suite is not about it.
-        pytest.skip(f"{library} does not work here: {error}")
+        pytest.skip(f"{library} does not work here: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
     return call
 
 
 def _in_turns(problem: Problem, call: Call, extent: str) -> dict[str, Any]:
     """What `fastrelu.benchmarks.results` reads again."""
-    bound, done = limit(problem, 0.02 if extent == "smoke" else 0.5)
+    bound = limit(problem, 0.02 if extent == "smoke" else 0.5)
     references = {name: make() for name, make in problem.references.items()}
-    calls = {"call": call, **references, **({} if bound is None else {"limit": bound})}
+    calls = {"call": call, **references, **({"limit": bound[0]} if bound else {})}
     watch = Watch()
     timings = compare(calls, 0, _TURNS[extent], 1e-3 if extent == "smoke" else _TURN)
     lacking = watch.lacking()
     own = timings["call"]
-    speed = problem.amount / own.minimum
-    fastest = done if bound is None else done / timings["limit"].minimum
     return {
         "seconds": own.minimum,
         "references": {
@@ -77,8 +75,8 @@ def _in_turns(problem: Problem, call: Call, extent: str) -> dict[str, Any]:
         "lacking": lacking,
         "amount": problem.amount,
         "unit": problem.unit,
-        "speed": speed / _scale(problem.unit),
-        "limit": fastest / _scale(problem.unit) if fastest else None,
+        "speed": problem.amount / own.minimum / _scale(problem.unit),
+        "limit": bound[1] / timings["limit"].minimum / _scale(problem.unit) if bound else None,
     }
 
 
