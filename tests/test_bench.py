@@ -79,6 +79,7 @@ def test_run(folder):
     names = {result.name for result in run.results}
     expected = {f"relu-float32-{size}-given-{library}" for size in (10, 1000) for library in ("fastrelu", "numpy")}
     assert names == expected | {f"linear_relu-float32-4x3x5-given-{name}" for name in ("fastrelu", "fastrelu packed", "numpy")}
+    assert {result.threads for result in run.results if result.library == OURS} == {1}
     for result in run.results:
         assert len(result.references) == 2
         for reference in result.references.values():
@@ -141,6 +142,20 @@ def test_taken_processors_explain_at_most_the_loss_of_the_threads(tmp_path, caps
     assert (
         command("compare", saved(tmp_path / "busy.json", line(lacking=0.7)), saved(tmp_path / "free.json", line(factor))) == 1
     )
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1.1, 0), (1.3, 1)])
+def test_call_on_one_thread_is_compared_with_a_reference_on_one(tmp_path, factor, status):
+    """Whatever other programs take, and whatever that does to the reference on all threads."""
+    old = dataclasses.replace(line(), threads=1)
+    new = dataclasses.replace(line(factor, threads=0.2, lacking=1.9), threads=1)
+    assert command("compare", saved(tmp_path / "old.json", old), saved(tmp_path / "new.json", new)) == status
+
+
+def test_nothing_is_told_of_threads_without_a_processor(tmp_path, capsys):
+    old, new = saved(tmp_path / "old.json", line()), saved(tmp_path / "new.json", line(5.0, lacking=1.5))
+    assert command("compare", old, new) == 0
+    assert "Too noisy to tell:" in capsys.readouterr().out
 
 
 def test_processors_that_others_take(monkeypatch):
