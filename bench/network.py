@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from bench.table import Point, command
 from fastrelu import measure
-from fastrelu.benchmarks.network import CASES, named
+from fastrelu.benchmarks.network import OPERATIONS, named
 from fastrelu.benchmarks.operations import set_threads
 
 # Of one case; systems that wake a thread on a busy processor move it to another within a turn.
@@ -33,10 +33,10 @@ TARGETS = {"training_step": 1.5}
 
 def points() -> Iterator[Point]:
     """The rows of the table."""
-    for name, (maker, cases) in CASES.items():
+    for name, operation in OPERATIONS.items():
         times = {}
-        for case in cases:
-            timings = measure.compare(maker(*case), SECONDS, turn=TURN)
+        for case in operation.cases:
+            timings = measure.compare(operation.calls(*case), SECONDS, turn=TURN)
             times[named(case)] = {library: timing.minimum for library, timing in timings.items()}
             gc.collect()
         ratios = {case: seconds.get("torch", math.nan) / seconds["fastrelu"] for case, seconds in times.items()}

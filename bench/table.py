@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.callables import CASES, libraries
+from bench.callables import CASES
 from fastrelu import measure
 from fastrelu.benchmarks.tables import row
 from fastrelu.report import facts, quantity
@@ -74,7 +74,7 @@ def time_case(name: str, size: int, dtype: str = "float32", out: bool = True, li
     case = CASES[name]
     arrays = case.operands(size, dtype)
     target = np.empty_like(arrays[0]) if out else None
-    calls = case.calls(arrays, target, libraries(dtype))
+    calls = case.calls(arrays, target, case.libraries(dtype))
     ways = measure.copies(arrays[0], np.empty_like(arrays[0])) if limit else {}
     timings = measure.compare({**calls, **ways}, SECONDS, turns=5)
     seconds = {library: timings[library].minimum for library in calls}

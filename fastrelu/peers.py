@@ -77,6 +77,10 @@ class Case:
         """
         return {library: partial(_MAKERS[library], self) for library in self.expressions}
 
+    def libraries(self, dtype: str) -> list[str]:
+        """The peers that have it, are installed and take arrays of `dtype`."""
+        return [library for library in libraries(dtype) if library in self.expressions]
+
     def calls(self, arrays: list[np.ndarray], out: np.ndarray | None, libraries: Iterable[str]) -> dict[str, Call]:
         """The calls of this package, first, and of the given peers on the same operands."""
         names = _names(self, arrays, out)

@@ -186,7 +186,7 @@ def _times(case: peers.Case, size: int, libraries: list[str], failures: dict[str
     arrays = case.operands(size, "float32")
     out = np.empty_like(arrays[0])
     calls = case.calls(arrays, out, [])
-    for library in libraries:
+    for library in case.libraries("float32"):
         if library in failures:
             continue
         try:

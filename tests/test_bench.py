@@ -155,7 +155,9 @@ def test_call_on_one_thread_is_compared_with_a_reference_on_one(tmp_path, factor
 def test_nothing_is_told_of_threads_without_a_processor(tmp_path, capsys):
     old, new = saved(tmp_path / "old.json", line()), saved(tmp_path / "new.json", line(5.0, lacking=1.5))
     assert command("compare", old, new) == 0
-    assert "Too noisy to tell:" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Too noisy to tell:" in printed
+    assert "Other programs took processors during 1 of them" in printed
 
 
 def test_processors_that_others_take(monkeypatch):
@@ -174,7 +176,9 @@ def test_processors_that_others_take(monkeypatch):
 def test_turns_that_overlap_are_too_noisy(tmp_path, capsys):
     old = saved(tmp_path / "old.json", turns(0.4, 0.5, 2.0))
     assert command("compare", old, saved(tmp_path / "new.json", turns(0.5, 1.0, 2.0))) == 0
-    assert "Too noisy to tell:" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Too noisy to tell:" in printed
+    assert "Other programs" not in printed
 
 
 def test_single_turns_hide_no_loss(tmp_path):
@@ -312,11 +316,19 @@ def test_extents_have_every_operation(extent):
 
 def test_names_of_sizes_can_be_asked_for():
     """Also all of them at once, from the command and in the options of pytest, though names have commas."""
-    names = {size: None for f in FAMILIES for operation in f.operations() for size in f.sizes(operation, "full")}
+    offered = [(f, operation, size) for f in FAMILIES for operation in f.operations() for size in f.sizes(operation, "full")]
+    names = dict.fromkeys(size for *_, size in offered)
     options = {"--extent": "full", "--sizes": ",".join(names)}
     chosen = plugin.selection(SimpleNamespace(getoption=lambda name: options.get(name, "")))
     assert chosen.sizes == tuple(names)
-    assert {benchmark.size for benchmark in chosen.benchmarks()} == {*names}
+    found = {(benchmark.operation, benchmark.size) for benchmark in chosen.benchmarks()}
+    assert {(operation, size) for _, operation, size in offered} <= found
+    assert all(f.is_size(o, size) for o, size in found for f in FAMILIES if o in f.operations())
+
+
+def test_size_of_one_operation_is_none_of_another():
+    found = Selection(sizes=("64 x 10",)).benchmarks()
+    assert [str(benchmark) for benchmark in found] == ["softmax_cross_entropy-float32-64 x 10-new-fastrelu"]
 
 
 def test_size_given_twice_is_measured_once():

@@ -137,6 +137,8 @@ def describe(comparison: Comparison, threshold: float) -> str:
         f"{len(changes)} benchmarks: {len(losses)} losses and {len(gains)} gains of more than {threshold:.0%}, {len(unclear)}"
         f" too noisy to tell. Geometric mean of all: {mean:.3f} times the time of before, beside the references."
     )
+    if disturbed := sum(max(change.old.lacking, change.new.lacking) > MUCH for change in changes):
+        lines.append(f"Other programs took processors during {disturbed} of them, in one of the runs at least.")
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -12,12 +12,13 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 
 
 @contextmanager
-def interrupted_once() -> Iterator[None]:
-    """Any of the signals raises KeyboardInterrupt in the block; those after it are ignored there."""
+def interrupted_once(first: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Any of the signals calls `first` and raises KeyboardInterrupt in the block; those after it are ignored there."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for other in _SIGNALS:
             signal.signal(other, signal.SIG_IGN)
+        first()
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in _SIGNALS}

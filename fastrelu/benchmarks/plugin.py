@@ -44,9 +44,6 @@ def pytest_configure(config: pytest.Config) -> None:
     except ValueError as error:
         raise pytest.UsageError(f"--{error}") from None
     if config.getoption("--bar"):
-        stack = ExitStack()
-        stack.enter_context(interrupted_once())
-        config.add_cleanup(stack.close)
         config.pluginmanager.register(_Command(), "fastrelu-command")
 
 
@@ -71,6 +68,12 @@ class _Command:
 
     def __init__(self) -> None:
         self._left_out: dict[str, None] = {}
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """An interrupt ends the run, at the latest after this benchmark: an exception can get lost in code that was called."""
+        stack = ExitStack()
+        stack.enter_context(interrupted_once(lambda: setattr(session, "shouldstop", "interrupted")))
+        session.config.add_cleanup(stack.close)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Iterator[None]:
