@@ -90,6 +90,12 @@ def test_run(folder):
         assert result.limit > 0
 
 
+def test_fields_of_a_run_are_documented():
+    text = (subprocesses.ROOT / "bench" / "README.md").read_text()
+    for field in (*dataclasses.fields(results.Result), *dataclasses.fields(results.Reference)):
+        assert f"`{field.name}`" in text
+
+
 def test_table_of_a_run(folder):
     rows = [row for row in (folder / "table.md").read_text().splitlines() if row.startswith("| `")]
     assert [row.split(" | ")[0:4:2] for row in rows] == [["| `relu`", "10"], ["| `relu`", "1 k"], ["| `linear_relu`", "4x3x5"]]

@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     extent = parser.add_mutually_exclusive_group()
     for name, help_text in (
-        ("quick", "a few sizes: one to two minutes"),
-        ("full", "all sizes, types and forms: hours"),
+        ("quick", "a few sizes: about four minutes"),
+        ("full", "all sizes, types and forms: half a day"),
         ("smoke", "only see that everything runs"),
     ):
         extent.add_argument(f"--{name}", action="store_const", const=name, dest="extent", help=help_text)

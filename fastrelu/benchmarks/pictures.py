@@ -57,7 +57,7 @@ def draw(run: Run, folder: Path, suffix: str = ".png") -> list[Path]:
 
 
 def _draw_panel(axes: Any, title: str, results: list[Result]) -> None:
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import LogFormatter, LogLocator
 
     first = results[0]
     axes.set(title=title, ylabel=first.unit, yscale="log")
@@ -66,10 +66,13 @@ def _draw_panel(axes: Any, title: str, results: list[Result]) -> None:
         axes.set(xlabel="elements", xscale="log")
     elif first.unit in _AMOUNTS:
         axes.set(xlabel=f"{_AMOUNTS[first.unit]} of a call", xscale="log")
+        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # more labels would lie on each other
     else:
         axes.tick_params("x", labelrotation=20)
     for number, library in enumerate(dict.fromkeys(result.library for result in results)):
-        own = sorted((_place(r), r.speed) for r in results if r.library == library)
+        own = [(_place(r), r.speed) for r in results if r.library == library]
+        if isinstance(own[0][0], float):
+            own.sort()
         weight = {"linewidth": 2.6, "zorder": 3} if library == OURS else {"linewidth": 1.4, "alpha": 0.85}
         look = {"linestyle": "-" if joined else "none", "marker": _MARKERS[number % len(_MARKERS)]}
         axes.plot(*zip(*own, strict=True), label=library, **look, **weight)
@@ -91,4 +94,4 @@ def _draw_panel(axes: Any, title: str, results: list[Result]) -> None:
 def _place(result: Result) -> float | str:
     if result.size.isdecimal():
         return float(result.size)
-    return result.amount if result.unit in _AMOUNTS else result.size
+    return float(result.amount) if result.unit in _AMOUNTS else result.size
