@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import json
 import math
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -272,10 +273,18 @@ def test_run_that_fails_leaves_the_results_of_the_last(tmp_path, monkeypatch, ca
 
 
 def test_folder_that_cannot_be_written_is_known_before(tmp_path, monkeypatch, capsys):
-    (tmp_path / "results.json.part").mkdir()
     monkeypatch.setattr("fastrelu.benchmarks.command._measure", lambda *_: pytest.fail("measured"))
+    (tmp_path / "results.json.part").mkdir()
     assert command("--smoke", "--output", tmp_path) == 2
     assert "results.json.part" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device without room")
+def test_full_disk_is_known_before(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fastrelu.benchmarks.command._measure", lambda *_: pytest.fail("measured"))
+    (tmp_path / "results.json.part").symlink_to("/dev/full")
+    assert command("--smoke", "--output", tmp_path) == 2
+    assert "No space left on device" in capsys.readouterr().err
 
 
 def test_compare_takes_no_options_of_a_run(tmp_path, capsys):

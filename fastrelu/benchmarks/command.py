@@ -23,6 +23,8 @@ _DEFAULTS = {"extent": "usual", **_LISTS, "output": None}
 _SECONDS = {"smoke": 0.01, "quick": 0.05, "usual": 0.2, "full": 1.0}
 """What pytest-benchmark may take for one call, in each extent."""
 
+_BYTES = 4096
+"""What a line of the results takes, and some more."""
 _PATIENCE = 60
 """Seconds that a call which cannot be interrupted may take."""
 
@@ -100,14 +102,16 @@ def run(options: argparse.Namespace) -> int:
         print(comparison.describe(compared, options.threshold))
         return int(any(change.is_loss(options.threshold) for change in compared.changes))
     selection = {name: tuple(getattr(options, name)) for name in _LISTS}
-    Selection(extent=options.extent, **selection).benchmarks()  # raises what is wrong with them
+    benchmarks = Selection(extent=options.extent, **selection).benchmarks()  # raises what is wrong with them
     for package in ("pytest", "pytest_benchmark"):
         if find_spec(package) is None:
             raise ImportError(f'the benchmarks need {package.replace("_", "-")}: pip install "fastrelu[bench]"')
     folder = options.output or Path(f"fastrelu-bench-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = (folder / f"{results.NAME}.part").absolute()
-    unfinished.write_bytes(b"")  # a folder that cannot be written is better known now than after the run
+    # A folder that cannot be written, or is full, is better known now than after the run.
+    unfinished.write_bytes(bytes(_BYTES * len(benchmarks)))
+    unfinished.write_bytes(b"")
     status = _measure(options.extent, selection, unfinished)
     measured = results.read(unfinished) if unfinished.stat().st_size else None
     if measured is None or not measured.results:
