@@ -8,6 +8,9 @@ from fastrelu.benchmarks.plugin import (
     pytest_sessionstart,
 )
 
+# The commands beside the suite need what they measure: a GPU's driver, ONNX Runtime.
+collect_ignore_glob = ["[!b]*.py"]
+
 __all__ = [
     "pytest_addoption",
     "pytest_benchmark_generate_json",

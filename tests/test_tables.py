@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
+from bench import conftest
 from bench.table import Point, command, markdown
 from fastrelu import report
+from tests import subprocesses
 
 HEADER = ("linear_relu, float32", "m x k x n", "time", "GFLOP/s", "of limit", "numpy", "onnxruntime packed")
 ROW = ("linear_relu", "1024 x 1024 x 1024", "22.8 ms", "94.3", "40%", "1.69", "0.98")
@@ -36,6 +38,13 @@ def test_conditions_of_words_have_rows_of_their_own():
         "| ... small, Adam | 2 |  |  |",
         "| ... large, SGD | **1.5** |  |  |",
     ]
+
+
+def test_pytest_collects_the_suite_of_the_folder_alone():
+    """The commands beside it import what is not there everywhere."""
+    folder = subprocesses.ROOT / "bench"
+    ignored = {path for pattern in conftest.collect_ignore_glob for path in folder.glob(pattern)}
+    assert {path.name for path in {*folder.glob("*.py")} - ignored} == {"bench_suite.py"}
 
 
 def test_help_measures_nothing(monkeypatch, capsys):
