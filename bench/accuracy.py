@@ -6,6 +6,7 @@ the second half says nothing. Takes about five minutes.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,6 +45,8 @@ def random_float64(blocks: int = 60) -> Iterator[np.ndarray]:
 
 
 def main() -> None:
+    """Print a line for each function."""
+    argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__).parse_args()
     for name in NAMES:
         largest = [
             max(float(ulp_error(name, x, wide).max()) for x in blocks)

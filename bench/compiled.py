@@ -6,9 +6,6 @@ Every ratio comes from calls timed in turns in one process. Run it on a machine 
 
 from __future__ import annotations
 
-import datetime
-import json
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +13,7 @@ import numpy as np
 from numba import njit
 
 import fastrelu
-from bench.table import ROOT, Point, machine, markdown, write_readme
+from bench.table import Point, command
 from fastrelu import measure
 from fastrelu.examples import potential
 
@@ -96,19 +93,5 @@ def points() -> Iterator[Point]:
     yield Point("a step in the potential of a 3-16-16-1 network: times the speed of NumPy", value, 20, details={"": seconds})
 
 
-def main() -> None:
-    """Measure, and write the results and the table."""
-    path = ROOT / "bench" / "compiled.json"
-    if "--render" not in sys.argv:
-        measured = [vars(point) for point in points()]
-        results = {"date": datetime.date.today().isoformat(), "machine": machine(), "points": measured}
-        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    results = json.loads(path.read_text(encoding="utf-8"))
-    table = markdown(results["date"], results["machine"], [Point(**point) for point in results["points"]])
-    print(table)
-    if not write_readme(table, "<!-- compiled table: begin -->", "<!-- compiled table: end -->"):
-        print("not written to README.md, which lacks the markers")
-
-
 if __name__ == "__main__":
-    main()
+    command("compiled", "calls from compiled functions beside those from Python", points)

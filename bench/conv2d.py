@@ -11,17 +11,15 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench.table import README, ROOT, Point, geometric_mean, machine, markdown, write_readme
+from bench.table import Point, geometric_mean, machine, markdown, publish, save
 from fastrelu import measure
 from fastrelu.benchmarks.convolutions import LAYERS, describe, read
 from fastrelu.convolution_peers import BACKWARD, FORWARD, Convolution, Maker, installed
 from fastrelu.fma import multiply_adds
 
-RESULTS = ROOT / "bench" / "conv2d.json"
 SECONDS, TURN = 0.5, 20e-3
 """What the measurement of one layer may take unless its calls are long, and how long a turn is at least."""
 
@@ -72,8 +70,9 @@ def points_of(times: Times, kind: str) -> Iterator[Point]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m bench.conv2d", description="Measure convolutions beside their peers.")
-    parser.add_argument("--shapes", type=Path, metavar="FILE", help="measure the layers of a JSON file and print alone")
-    parser.add_argument("--render", action="store_true", help="write the README from conv2d.json without measuring")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--shapes", type=Path, metavar="FILE", help="measure the layers of a JSON file and print alone")
+    what.add_argument("--render", action="store_true", help="write the README from conv2d.json without measuring")
     arguments = parser.parse_args()
     layers = read(arguments.shapes) if arguments.shapes else LAYERS
     if not arguments.render:
@@ -85,20 +84,12 @@ def main() -> None:
         if arguments.shapes:
             print(markdown(datetime.date.today().isoformat(), machine(), points))
             return
-        results = {
-            "date": datetime.date.today().isoformat(),
-            "machine": machine(),
-            "points": [vars(point) for point in points],
-            "layers": [
-                {**vars(layer), **{kind: times[i] for kind, times in measured.items()}} for i, layer in enumerate(layers)
-            ],
-        }
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    table = markdown(results["date"], results["machine"], [Point(**point) for point in results["points"]])
-    print(table)
-    if not write_readme(table, "<!-- conv2d table: begin -->", "<!-- conv2d table: end -->"):
-        print(f"not written, it lacks the markers: {README}")
+        save(
+            "conv2d",
+            points,
+            layers=[{**vars(layer), **{kind: times[i] for kind, times in measured.items()}} for i, layer in enumerate(layers)],
+        )
+    publish("conv2d")
 
 
 if __name__ == "__main__":

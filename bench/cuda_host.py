@@ -7,6 +7,7 @@ microseconds. With a GPU, ``python -m bench.cuda --only host_time`` measures who
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from typing import Any
@@ -109,6 +110,7 @@ def main() -> None:
     """Measure and print."""
     from bench.cuda import row
 
+    argparse.ArgumentParser(prog="python -m bench.cuda_host", description=__doc__).parse_args()
     for point in points():
         print(row(point))
 

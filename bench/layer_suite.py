@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bench.table import README, ROOT, Point, machine, markdown, write_readme
+from bench.table import BENCH, Point, machine, markdown, publish, save
 from fastrelu import measure
 from fastrelu.benchmarks.layers import LAYERS, Layer, read
 from fastrelu.fma import multiply_adds
@@ -146,11 +145,14 @@ class LayerSuite:
         parser = argparse.ArgumentParser(
             prog=f"python -m bench.{self.name}", description=f"Measure {self.subject} beside its peers."
         )
-        parser.add_argument("--shapes", type=Path, metavar="FILE", help="measure the layers of a JSON file and print alone")
-        parser.add_argument("--plot", type=Path, metavar="FILE", help="where to draw the layers of --shapes")
+        what = parser.add_mutually_exclusive_group()
+        what.add_argument("--shapes", type=Path, metavar="FILE", help="measure the layers of a JSON file and print alone")
         render = f"write the README from {self.name}.json without measuring"
-        parser.add_argument("--render", action="store_true", help=render)
+        what.add_argument("--render", action="store_true", help=render)
+        parser.add_argument("--plot", type=Path, metavar="FILE", help="where to draw the layers of --shapes")
         arguments = parser.parse_args()
+        if arguments.plot and not arguments.shapes:
+            parser.error("--plot is for the layers of --shapes")
 
         if arguments.shapes:
             chosen = self.chosen(read(arguments.shapes))
@@ -159,22 +161,11 @@ class LayerSuite:
             if arguments.plot:
                 self.plot(chosen, times, arguments.plot)
             return
-        path = ROOT / "bench" / f"{self.name}.json"
         if not arguments.render:
             points = [point for group in groups for point in group()]
             times = self.time_all(self.layers)
             points += points_of(times)
-            self.plot(self.layers, times, path.with_suffix(".png"))
-            results = {
-                "date": datetime.date.today().isoformat(),
-                "machine": machine(),
-                "points": [vars(point) for point in points],
-                "layers": [{**vars(layer), "seconds": seconds} for layer, seconds in zip(self.layers, times, strict=True)],
-            }
-            path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        results = json.loads(path.read_text(encoding="utf-8"))
-        table = markdown(results["date"], results["machine"], [Point(**point) for point in results["points"]])
-        print(table)
-        title = self.name.replace("_", " ")
-        if not write_readme(table, f"<!-- {title} table: begin -->", f"<!-- {title} table: end -->"):
-            print(f"not written, it lacks the markers: {README}")
+            self.plot(self.layers, times, BENCH / f"{self.name}.png")
+            layers = [{**vars(layer), "seconds": seconds} for layer, seconds in zip(self.layers, times, strict=True)]
+            save(self.name, points, layers=layers)
+        publish(self.name)

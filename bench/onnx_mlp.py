@@ -9,24 +9,19 @@ nothing else. Losses are written down like everything else.
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
 import fastrelu.onnx
-from bench.table import ROOT, Point, machine, markdown, write_readme
+from bench.table import Point, command
 from fastrelu import measure, nn
 from fastrelu.examples import digits
 
-RESULTS = ROOT / "bench" / "onnx_mlp.json"
 # Of one case; systems that wake a thread on a busy processor move it to another within a turn.
 SECONDS, TURN = 1.0, 20e-3
 
@@ -92,23 +87,5 @@ def points() -> Iterator[Point]:
         yield Point(f"{name}: times the speed of ONNX Runtime, one call of each in turn", ratios, TARGET, details=times)
 
 
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m bench.onnx_mlp", description="Measure networks beside ONNX Runtime.")
-    parser.add_argument("--print", action="store_true", help="write nothing")
-    parser.add_argument("--render", action="store_true", help="write the README from onnx_mlp.json without measuring")
-    arguments = parser.parse_args()
-    if not arguments.render:
-        results = {"date": datetime.date.today().isoformat(), "machine": machine(), "points": [asdict(p) for p in points()]}
-        if not arguments.print:
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    else:
-        results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    table = markdown(results["date"], results["machine"], [Point(**point) for point in results["points"]])
-    print(table)
-    if not arguments.print:
-        write_readme(table, "<!-- onnx table: begin -->", "<!-- onnx table: end -->")
-
-
 if __name__ == "__main__":
-    main()
+    command("onnx_mlp", "networks beside ONNX Runtime", points)

@@ -15,19 +15,20 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bench.callables import CASES, libraries
+from bench.callables import CASES
 from fastrelu import measure
+from fastrelu.benchmarks.tables import row
 from fastrelu.report import facts, quantity
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, README = ROOT / "bench" / "results.json", ROOT / "README.md"
-BEGIN, END = "<!-- bench table: begin -->", "<!-- bench table: end -->"
+BENCH, README = ROOT / "bench", ROOT / "README.md"
 
 ALL_SIZES = tuple(10**exponent for exponent in range(1, 9))
 CACHED_SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
@@ -73,7 +74,7 @@ def time_case(name: str, size: int, dtype: str = "float32", out: bool = True, li
     case = CASES[name]
     arrays = case.operands(size, dtype)
     target = np.empty_like(arrays[0]) if out else None
-    calls = case.calls(arrays, target, libraries(dtype))
+    calls = case.calls(arrays, target, case.libraries(dtype))
     ways = measure.copies(arrays[0], np.empty_like(arrays[0])) if limit else {}
     timings = measure.compare({**calls, **ways}, SECONDS, turns=5)
     seconds = {library: timings[library].minimum for library in calls}
@@ -217,35 +218,68 @@ GROUPS: dict[str, Callable[[], Iterator[Point]]] = {
 def _number(value: float, unit: str) -> str:
     if math.isnan(value):
         return "not installed"
-    return f"{value:.0%}" if unit == "%" else f"{value:.3g} {unit}".rstrip()
+    return f"{100 * value:.3g}%" if unit == "%" else f"{value:.3g} {unit}".rstrip()
 
 
-def _line(point: Point) -> str:
-    measured = ", ".join(
-        f"{size}: {_number(v, point.unit)}" if size else _number(v, point.unit) for size, v in point.values.items()
-    )
-    target = f"{'at most' if point.at_most else 'at least'} {_number(point.target, point.unit)}"
+def _lines(point: Point) -> Iterator[str]:
+    """A row; if the conditions are words, which nobody could tell apart in one cell, below it one for each of them."""
     missed = point.missed()
-    met = "yes" if not missed else f"no ({', '.join(missed)})" if len(point.values) > 1 else "no"
-    return f"| {point.name} | {measured} | {target} | {met} |"
+
+    def value(key: str) -> str:
+        number = _number(point.values[key], point.unit)
+        return f"**{number}**" if key in missed else number
+
+    several, of_words = len(point.values) > 1, any(", " in key for key in point.values)
+    measured = "" if of_words else ", ".join(f"{key}: {value(key)}" if key else value(key) for key in point.values)
+    target = f"{'at most' if point.at_most else 'at least'} {_number(point.target, point.unit)}"
+    count = f"{len(point.values) - len(missed)} of {len(point.values)}"
+    yield row((point.name, measured, target, "yes" if not missed else count if several else "no"))
+    if of_words:
+        yield from (row((f"... {key}", value(key), "", "")) for key in point.values)
 
 
 def markdown(date: str, machine: dict[str, str], points: list[Point]) -> str:
-    """The table, and what it was measured on."""
+    """The table, and what it was measured on. What misses its target is bold."""
     what = ", ".join(f"{name} {value}" for name, value in machine.items())
-    head = [f"Measured on {date}: {what}.", "", "| point | measured | target | met |", "|---|---|---|---|"]
-    return "\n".join([*head, *map(_line, points)]) + "\n"
+    head = [f"Measured on {date}: {what}. Bold: misses the target.", ""]
+    rows = [row(("point", "measured", "target", "met")), row(["---"] * 4)]
+    return "\n".join([*head, *rows, *(line for point in points for line in _lines(point))]) + "\n"
 
 
-def write_readme(table: str, begin: str = BEGIN, end: str = END) -> bool:
-    """Put the table between two markers of the README; False if it lacks them, or does not exist."""
-    text = README.read_text(encoding="utf-8") if README.exists() else ""
-    before, found_begin, rest = text.partition(begin)
+def save(name: str, points: Iterable[Point], **more: Any) -> None:
+    """Write ``bench/NAME.json``: when, on what, the points, and what there is besides."""
+    results = {"points": [asdict(point) for point in points], **more}
+    results = {"date": datetime.date.today().isoformat(), "machine": machine(), **results}
+    (BENCH / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def publish(name: str) -> None:
+    """Print the table of ``bench/NAME.json``, and put it between its two markers in the README."""
+    results = json.loads((BENCH / f"{name}.json").read_text(encoding="utf-8"))
+    table = markdown(results["date"], results["machine"], [Point(**point) for point in results["points"]])
+    print(table)
+    begin, end = (f"<!-- {name.replace('_', ' ')} table: {word} -->" for word in ("begin", "end"))
+    before, found_begin, rest = README.read_text(encoding="utf-8").partition(begin)
     _, found_end, after = rest.partition(end)
-    if not found_begin or not found_end:
-        return False
-    README.write_text(f"{before}{begin}\n{table}{end}{after}", encoding="utf-8")
-    return True
+    if found_begin and found_end:
+        README.write_text(f"{before}{begin}\n{table}{end}{after}", encoding="utf-8")
+    else:
+        print(f"not written, it lacks the markers: {README}")
+
+
+def command(name: str, subject: str, points: Callable[[], Iterable[Point]]) -> None:
+    """Run ``python -m bench.NAME``, which measures points and nothing else."""
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=f"Measure {subject}.")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--print", action="store_true", help="write nothing")
+    what.add_argument("--render", action="store_true", help=f"write the README from {name}.json without measuring")
+    arguments = parser.parse_args()
+    if arguments.print:
+        print(markdown(datetime.date.today().isoformat(), machine(), list(points())))
+        return
+    if not arguments.render:
+        save(name, points())
+    publish(name)
 
 
 def machine() -> dict[str, str]:
@@ -262,23 +296,16 @@ def main() -> None:
     parser.add_argument("--render", action="store_true", help="write the README from results.json without measuring")
     arguments = parser.parse_args()
 
-    if arguments.render:
-        results = json.loads(RESULTS.read_text(encoding="utf-8"))
-        points = [Point(**point) for point in results["points"]]
-        date, host = results["date"], results["machine"]
-    else:
-        date, host, points = datetime.date.today().isoformat(), machine(), []
+    if not arguments.render:
+        points = []
         for group in arguments.only or GROUPS:
             for point in GROUPS[group]():
                 points.append(point)
-                print(_line(point), flush=True)
+                print(*_lines(point), sep="\n", flush=True)
         if arguments.only:
             return
-        results = {"date": date, "machine": host, "points": [asdict(point) for point in points]}
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {RESULTS}")
-    written = write_readme(markdown(date, host, points))
-    print(f"{'written' if written else 'not written, it lacks the markers'}: {README}")
+        save("results", points)
+    publish("results")
 
 
 if __name__ == "__main__":

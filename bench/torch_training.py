@@ -7,25 +7,20 @@ they could be at most: if all products ran at the processor's limit of multiply-
 
 from __future__ import annotations
 
-import argparse
 import copy
-import datetime
 import gc
 import itertools
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import nn
 
 import fastrelu
-from bench.table import ROOT, Point, machine, markdown, write_readme
+from bench.table import Point, command
 from fastrelu import fma, measure
 from fastrelu.torch import replace_linear_relu
 
-RESULTS = ROOT / "bench" / "torch_training.json"
 SECONDS, TURN = 2.0, 50e-3
 NETWORKS = {"784-256-128-10": (784, 256, 128, 10), "4 layers 1024 wide": (1024,) * 5}
 BATCHES = (64, 256)
@@ -94,25 +89,6 @@ def points() -> Iterator[Point]:
     yield Point("the same, the most that the processor's multiply-adds allow", highest, TARGET)
 
 
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m bench.torch_training", description="Measure steps of training in PyTorch.")
-    parser.add_argument("--print", action="store_true", help="write nothing")
-    parser.add_argument("--render", action="store_true", help="write the README from torch_training.json without measuring")
-    arguments = parser.parse_args()
-    torch.set_num_threads(fastrelu.get_num_threads())
-    if not arguments.render:
-        measured = [asdict(point) for point in points()]
-        results = {"date": datetime.date.today().isoformat(), "machine": machine(), "points": measured}
-        if not arguments.print:
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    else:
-        results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    table = markdown(results["date"], results["machine"], [Point(**point) for point in results["points"]])
-    print(table)
-    if not arguments.print:
-        write_readme(table, "<!-- torch training table: begin -->", "<!-- torch training table: end -->")
-
-
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(fastrelu.get_num_threads())
+    command("torch_training", "steps of training in PyTorch", points)

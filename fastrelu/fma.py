@@ -6,7 +6,9 @@ It shares no code with the kernels, so that it can be the limit that they are me
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -67,8 +69,8 @@ def _multiply_add(dtype: str) -> Any:
 def multiply_adds(dtype: str = "float32") -> tuple[Call, int]:
     """A call that does nothing but multiply-adds, on one thread.
 
-    The limit of a product on several threads is as many times that speed. That is what they can reach at best: a call that
-    started threads of its own was seen to put two of them on one core.
+    The limit of a product on several threads is that speed times the cores that they have. That is what they can reach at best:
+    a call that started threads of its own was seen to put two of them on one core.
 
     Parameters
     ----------
@@ -93,4 +95,13 @@ def multiply_adds(dtype: str = "float32") -> tuple[Call, int]:
     lanes = host.vector_bytes() // np.dtype(dtype).itemsize
     sink = np.full(16, 0.5, dtype)
     function = _multiply_add(dtype)
-    return lambda: function(sink.ctypes.data, STEPS), 2 * lanes * CHAINS * STEPS * get_num_threads()
+    return lambda: function(sink.ctypes.data, STEPS), 2 * lanes * CHAINS * STEPS * min(get_num_threads(), _cores())
+
+
+def _cores() -> int:
+    """Cores that this process may use: two processors of one core share its multiply-adds."""
+    try:
+        files = [Path(f"/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list") for i in os.sched_getaffinity(0)]
+        return len({file.read_text() for file in files})
+    except (OSError, AttributeError):  # not Linux
+        return os.cpu_count() or 1

@@ -5,7 +5,6 @@ The limit is measured, not looked up: the fastest of several ways of copying the
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -167,7 +166,9 @@ def copies(source: np.ndarray, target: np.ndarray) -> dict[str, Call]:
         ways["streaming copy"] = partial(copy_streaming, target, source)
         if threads > 1:
             ways["streaming copy on threads"] = _parallel_copy(copy_streaming, target, source, threads)
-    if importlib.util.find_spec("torch") is not None:
+    from fastrelu.peers import available
+
+    if available("torch"):
         import torch
 
         ways["copy by torch"] = partial(torch.from_numpy(target).copy_, torch.from_numpy(source))
@@ -233,9 +234,17 @@ def bandwidth(timings: Mapping[str, Timing], ways: Mapping[str, Call], nbytes: i
     return nbytes / min(timings[way].minimum for way in ways) / 1e9
 
 
-@cache
-def streaming_limit(nbytes: int, seconds: float = 0.5) -> float:
-    """GB/s of the fastest copy that moves `nbytes` bytes, read and written ones together; measured once in a process."""
+def fastest_copy(nbytes: int, seconds: float = 0.5) -> Call:
+    """The fastest of `copies` that moves `nbytes` bytes, read and written ones together. Which it is, is measured once."""
+    return _copies_moving(nbytes)[_fastest_way(nbytes, seconds)]
+
+
+def _copies_moving(nbytes: int) -> dict[str, Call]:
     half = max(nbytes // 2, 1)
-    ways = copies(np.ones(half, np.uint8), np.ones(half, np.uint8))
-    return bandwidth(compare(ways, seconds), ways, 2 * half)
+    return copies(np.ones(half, np.uint8), np.ones(half, np.uint8))
+
+
+@cache
+def _fastest_way(nbytes: int, seconds: float) -> str:
+    timings = compare(_copies_moving(nbytes), seconds)
+    return min(timings, key=lambda way: timings[way].minimum)

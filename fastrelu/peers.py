@@ -77,6 +77,10 @@ class Case:
         """
         return {library: partial(_MAKERS[library], self) for library in self.expressions}
 
+    def libraries(self, dtype: str) -> list[str]:
+        """The peers that have it, are installed and take arrays of `dtype`."""
+        return [library for library in libraries(dtype) if library in self.expressions]
+
     def calls(self, arrays: list[np.ndarray], out: np.ndarray | None, libraries: Iterable[str]) -> dict[str, Call]:
         """The calls of this package, first, and of the given peers on the same operands."""
         names = _names(self, arrays, out)
@@ -106,7 +110,8 @@ def libraries(dtype: str) -> list[str]:
 
 def available(library: str) -> bool:
     """Whether a peer is installed."""
-    return importlib.util.find_spec(library) is not None
+    spec = importlib.util.find_spec(library)
+    return spec is not None and spec.origin is not None  # else it is a folder of that name, such as a clone of its repository
 
 
 def _call(expression: str, names: dict[str, Any]) -> Call:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -184,7 +186,7 @@ def _times(case: peers.Case, size: int, libraries: list[str], failures: dict[str
     arrays = case.operands(size, "float32")
     out = np.empty_like(arrays[0])
     calls = case.calls(arrays, out, [])
-    for library in libraries:
+    for library in case.libraries("float32"):
         if library in failures:
             continue
         try:
@@ -239,6 +241,7 @@ def _has_rich() -> bool:
 
 
 def _print_table(header: Row, rows: list[Row]) -> None:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     if _has_rich() and sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
@@ -249,9 +252,10 @@ def _print_table(header: Row, rows: list[Row]) -> None:
         first_ratio = header.index("of limit") + 1
         for row in rows:
             table.add_row(*row[:first_ratio], *map(_coloured, row[first_ratio:]), end_section=row[1] == rows[-1][1])
-        Console().print(table)
+        # A narrow terminal breaks the lines itself; rich would leave figures out.
+        width, height = Console().size
+        Console(width=max(width, sum(widths) + 2 * len(widths)), height=height).print(table)
         return
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
         cells = (f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
         print("  ".join((f"{row[0]:<{widths[0]}}", *cells)))
@@ -263,23 +267,34 @@ def _coloured(ratio: str) -> str:
 
 @contextmanager
 def progress(steps: int) -> Iterator[Callable[[str], Any]]:
-    """Show on stderr how far the measuring is; yields what is to be called before each step."""
-    if _has_rich() and sys.stderr.isatty():
+    """Show on stderr how far the measuring is: a bar on a terminal, elsewhere a line for each tenth.
+
+    Yields what is to be called before each step, with its name.
+    """
+    done = count()
+    if not sys.stderr.isatty():
+        tenth = max(1, steps // 10)
+
+        def announce(text: str) -> None:
+            if (number := next(done)) % tenth == 0:
+                print(f"{number}/{steps} {text}", file=sys.stderr, flush=True)
+
+        yield announce
+    elif _has_rich():
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.table import Column
 
-        columns = TextColumn("{task.description:<60}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
-        with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("", total=steps, completed=-1)
-            yield lambda text: bar.update(task, description=text, advance=1)
-        return
-    done = 0
+        name = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+        columns = name, BarColumn(20), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
+            task = bar.add_task("", total=steps)
+            yield lambda text: bar.update(task, description=text, completed=next(done))
+    else:
+        width = shutil.get_terminal_size().columns - 1
 
-    def advance(text: str) -> None:
-        nonlocal done
-        done += 1
-        sys.stderr.write(f"\r{done}/{steps} {text:<60}")
-        sys.stderr.flush()
+        def advance(text: str) -> None:
+            print(f"\r{f'{next(done)}/{steps} {text}':<{width}.{width}}", end="", file=sys.stderr, flush=True)
 
-    yield advance
-    sys.stderr.write(f"\r{'':<72}\r")
+        yield advance
+        print(f"\r{'':<{width}}", end="\r", file=sys.stderr, flush=True)

@@ -2,6 +2,6 @@
 
 `operations` is the table of everything that is measured, over `layers`, `convolutions` and `network`, the shapes of real
 models, and over the callables of `fastrelu.peers` and its siblings. `suite` is one test of pytest-benchmark over that table,
-`plugin` its options, `results` what a run has written, `tables`, `pictures` and `comparison` what is made of it, `command` the
-command line.
+`plugin` its options, `interrupts` and `contention` what may disturb it, `results` what a run has written, `tables`, `pictures`
+and `comparison` what is made of it, `command` the command line.
 """

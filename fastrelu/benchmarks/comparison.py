@@ -1,8 +1,8 @@
 """Two runs beside each other: what became slower, told by ratios to references that were timed in the same turns.
 
 A machine that is busy, or another one, makes a call and its references slower alike. There are two of them, on one thread and
-on all, since a processor that another program takes slows only what needs it: a loss is one beside both. A short call whose
-processors are taken may do all of its work on one thread; how many were taken is measured as well.
+on all, since a processor that another program takes slows only what needs it: for a call on several threads a loss is one
+beside both. If its processors are taken, it may do all of its work on one; how many were taken is measured as well.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fastrelu.benchmarks.contention import MUCH
 from fastrelu.benchmarks.operations import OURS
 from fastrelu.benchmarks.results import Reference, Result, Run
 
 THRESHOLD = 0.15
 """How much more time is a loss, beside the references."""
-_MUCH = 0.1
-"""Processors that other programs may take before a call may be slow for it."""
 _OF_THE_RUN = ("kernel cache",)
 """Facts that differ without any meaning."""
 
@@ -31,8 +30,13 @@ class Change:
 
     @property
     def factors(self) -> dict[str, float]:
-        """How many times as long it takes now, beside each reference."""
-        return {name: self.new.references[name].ratio / was.ratio for name, was in self.old.references.items()}
+        """How many times as long it takes now, beside each reference; beside the first, if it is on one thread as well."""
+        references = list(self.old.references.items())[: 1 if self._threads == 1 else None]
+        return {name: self.new.references[name].ratio / was.ratio for name, was in references}
+
+    @property
+    def _threads(self) -> int:
+        return max(self.old.threads, self.new.threads)
 
     @property
     def factor(self) -> float:
@@ -42,12 +46,15 @@ class Change:
     def is_loss(self, threshold: float) -> bool:
         """Whether it became slower by more than the threshold, and by more than the turns differ, beside every reference.
 
-        Where processors were taken, also by more than the loss of all threads but one explains.
+        Where processors were taken, a call on several threads also by more than the loss of all but one explains; if none was
+        left to it, nothing can be told.
         """
-        slack = self.new.threads if self.new.lacking > _MUCH else 1
+        slack = 1.0
+        if self._threads > 1 and self.new.lacking > MUCH:
+            slack = self._threads if self.new.lacking < self._threads - 1 else math.inf
         return all(
-            self.factors[name] > slack * (1 + threshold) and _middle(self.new.references[name])[0] > _middle(was)[1]
-            for name, was in self.old.references.items()
+            factor > slack * (1 + threshold) and _middle(self.new.references[name])[0] > _middle(self.old.references[name])[1]
+            for name, factor in self.factors.items()
         )
 
     def is_gain(self, threshold: float) -> bool:
@@ -98,7 +105,8 @@ def compare(old: Run, new: Run) -> Comparison:
     before, now = (_by_name(run.results) for run in (old, new))
     common = {name for name in before if name in now and before[name].references.keys() == now[name].references.keys()}
     if not common:
-        raise ValueError("the two runs have no benchmark in common")
+        why = " with the same references: those depend on the number of threads" if before.keys() & now.keys() else ""
+        raise ValueError(f"the two runs have no benchmark in common{why}")
     names = dict.fromkeys((*old.facts, *new.facts))
     facts = {name: (old.facts.get(name, "unknown"), new.facts.get(name, "unknown")) for name in names}
     return Comparison(
@@ -129,6 +137,8 @@ def describe(comparison: Comparison, threshold: float) -> str:
         f"{len(changes)} benchmarks: {len(losses)} losses and {len(gains)} gains of more than {threshold:.0%}, {len(unclear)}"
         f" too noisy to tell. Geometric mean of all: {mean:.3f} times the time of before, beside the references."
     )
+    if disturbed := sum(max(change.old.lacking, change.new.lacking) > MUCH for change in changes):
+        lines.append(f"Other programs took processors during {disturbed} of them, in one of the runs at least.")
     return "\n".join(lines)
 
 

@@ -7,6 +7,9 @@ import time
 
 from fastrelu.threads import get_num_threads
 
+MUCH = 0.1
+"""Processors that other programs may take before a call may be slow for it."""
+
 
 class Watch:
     """Looks on from when it is made.

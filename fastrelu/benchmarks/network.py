@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -162,13 +163,63 @@ def _as_torch(torch: Any, model: nn.Sequential) -> Any:
     return of.Sequential(*(makers[type(layer)](layer) for layer in model.layers))
 
 
-CASES: dict[str, tuple[Callable[..., Calls], list[Any]]] = {
-    "max_pool2d": (max_pool2d, POOLING),
-    "max_pool2d_backward": (max_pool2d_backward, POOLING),
-    "embedding_mean": (embedding_mean, EMBEDDINGS),
-    "embedding_mean_backward": (embedding_mean_backward, EMBEDDINGS),
-    "softmax_cross_entropy": (softmax_cross_entropy, LOSSES),
-    "training_step": (training_step, STEPS),
+def _pooled_bytes(shape: tuple[int, ...], window: int, step: int, padding: int) -> float:
+    places = [(side + 2 * padding - window) // step + 1 for side in shape[2:]]
+    return 4 * (math.prod(shape) + math.prod((*shape[:2], *places)))
+
+
+def _pooled_back_bytes(shape: tuple[int, ...], window: int, step: int, padding: int) -> float:
+    """Twice the images and the places, and the indices, which are written and read."""
+    forward = _pooled_bytes(shape, window, step, padding)
+    return 2 * forward + 2 * 8 * (forward / 4 - math.prod(shape))
+
+
+def _embedded_bytes(rows: int, d: int, bags: int, length: int) -> float:
+    return 4 * bags * length * d + 8 * bags * length + 4 * bags * d
+
+
+def _embedded_back_bytes(rows: int, d: int, bags: int, length: int) -> float:
+    return _embedded_bytes(rows, d, bags, length) + 8 * bags * length + 4 * (bags + rows) * d
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation, and what a run of it needs.
+
+    Attributes
+    ----------
+    calls : callable
+        What makes the calls of all libraries on the operands of a case, given its numbers.
+    cases : list of tuple
+        Its sizes.
+    amount : callable
+        What a call does, given the same numbers: bytes with each array counted once, or another number.
+    unit : str
+        The unit of that in a second.
+    peers : tuple of str
+        The libraries beside this package that `calls` has where they are installed.
+
+    Examples
+    --------
+    >>> from fastrelu.benchmarks.network import OPERATIONS
+    >>> OPERATIONS["softmax_cross_entropy"].amount(64, 10)  # the logits and their gradient
+    5120
+    """
+
+    calls: Callable[..., Calls]
+    cases: list[Any]
+    amount: Callable[..., float]
+    unit: str = "GB/s"
+    peers: tuple[str, ...] = ("torch",)
+
+
+OPERATIONS = {
+    "max_pool2d": Operation(max_pool2d, POOLING, _pooled_bytes),
+    "max_pool2d_backward": Operation(max_pool2d_backward, POOLING, _pooled_back_bytes),
+    "embedding_mean": Operation(embedding_mean, EMBEDDINGS, _embedded_bytes),
+    "embedding_mean_backward": Operation(embedding_mean_backward, EMBEDDINGS, _embedded_back_bytes),
+    "softmax_cross_entropy": Operation(softmax_cross_entropy, LOSSES, lambda rows, classes: 8 * rows * classes),
+    "training_step": Operation(training_step, STEPS, lambda name, batch: batch, "images/s"),
 }
 
 
@@ -178,30 +229,4 @@ def named(case: tuple[Any, ...]) -> str:
         return f"{case[0]}, {case[1]}"
     if isinstance(case[0], tuple):
         return f"{' x '.join(map(str, case[0]))}, {' '.join(map(str, case[1:]))}"
-    pairs = [f"{a} x {b}" for a, b in zip(case[::2], case[1::2], strict=True)]
-    return ", ".join(pairs)
-
-
-def amount(name: str, case: tuple[Any, ...]) -> tuple[float, str]:
-    """What a call does, and the unit of that in a second: bytes with each array counted once, or images.
-
-    Examples
-    --------
-    >>> from fastrelu.benchmarks.network import amount
-    >>> amount("softmax_cross_entropy", (64, 10))  # the logits and their gradient
-    (5120, 'GB/s')
-    """
-    if name == "training_step":
-        return case[1], "images/s"
-    if name.startswith("max_pool2d"):
-        shape, window, step, padding = case
-        places = [(side + 2 * padding - window) // step + 1 for side in shape[2:]]
-        inputs, outputs = math.prod(shape), math.prod((*shape[:2], *places))
-        # Back: the indices are written and read, dy is read, dx is written.
-        return (8 * inputs + (8 + 16) * outputs if name.endswith("_backward") else 4 * (inputs + outputs)), "GB/s"
-    if name.startswith("embedding_mean"):
-        rows, d, bags, length = case
-        forward = 4 * bags * length * d + 8 * bags * length + 4 * bags * d
-        return (forward + 8 * bags * length + 4 * (bags + rows) * d if name.endswith("_backward") else forward), "GB/s"
-    rows, classes = case
-    return 8 * rows * classes, "GB/s"
+    return ", ".join(" x ".join(map(str, case[i : i + 2])) for i in range(0, len(case), 2))

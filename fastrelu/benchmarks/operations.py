@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
+from itertools import product
 from typing import Protocol
 
 import numpy as np
@@ -71,8 +72,8 @@ class Family(Protocol):
     def sizes(self, operation: str, extent: str) -> list[str]:
         """The sizes of an extent."""
 
-    def is_size(self, size: str) -> bool:
-        """Whether the operations can be measured at this size, in `sizes` or not."""
+    def is_size(self, operation: str, size: str) -> bool:
+        """Whether it can be measured at this size, in `sizes` or not."""
 
     def dtypes(self, extent: str) -> tuple[str, ...]:
         """The types of an extent."""
@@ -126,7 +127,7 @@ class Elementwise(Family):
         exponents = {"smoke": (1, 4), "quick": (3, 5, 7), "usual": range(1, 8), "full": range(1, 9)}
         return [str(10**exponent) for exponent in exponents[extent]]
 
-    def is_size(self, size: str) -> bool:
+    def is_size(self, operation: str, size: str) -> bool:
         return size.isdecimal() and int(size) > 0
 
     def dtypes(self, extent: str) -> tuple[str, ...]:
@@ -137,7 +138,7 @@ class Elementwise(Family):
 
     def libraries(self, operation: str, dtype: str, form: str) -> list[str]:
         # JAX writes into no array.
-        return [OURS, *(name for name in peers.libraries(dtype) if name != "jax" or form == "new")]
+        return [OURS, *(name for name in peers.CASES[operation].libraries(dtype) if name != "jax" or form == "new")]
 
     def problem(self, operation: str, size: str, dtype: str, form: str) -> Problem:
         case = peers.CASES[operation]
@@ -178,7 +179,7 @@ class Dense(Family):
         }
         return list(dict.fromkeys(f"{m}x{k}x{n}" for m, k, n in chosen[extent] if m >= least_rows))
 
-    def is_size(self, size: str) -> bool:
+    def is_size(self, operation: str, size: str) -> bool:
         return re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", size) is not None
 
     def dtypes(self, extent: str) -> tuple[str, ...]:
@@ -214,7 +215,7 @@ class Convolutions(Family):
     def sizes(self, operation: str, extent: str) -> list[str]:
         return list(self._layers)[: {"smoke": 1, "quick": 2, "usual": 4, "full": None}[extent]]
 
-    def is_size(self, size: str) -> bool:
+    def is_size(self, operation: str, size: str) -> bool:
         return size in self._layers
 
     def dtypes(self, extent: str) -> tuple[str, ...]:
@@ -242,14 +243,14 @@ class Network(Family):
     types = ("float32",)
 
     def operations(self) -> list[str]:
-        return list(network.CASES)
+        return list(network.OPERATIONS)
 
     def sizes(self, operation: str, extent: str) -> list[str]:
-        names = [network.named(case) for case in network.CASES[operation][1]]
+        names = [network.named(case) for case in network.OPERATIONS[operation].cases]
         return names[: 1 if extent in ("smoke", "quick") else None]
 
-    def is_size(self, size: str) -> bool:
-        return any(size == network.named(case) for _, cases in network.CASES.values() for case in cases)
+    def is_size(self, operation: str, size: str) -> bool:
+        return size in self.sizes(operation, "full")
 
     def dtypes(self, extent: str) -> tuple[str, ...]:
         return ("float32",)
@@ -258,17 +259,21 @@ class Network(Family):
         return ("new",)
 
     def libraries(self, operation: str, dtype: str, form: str) -> list[str]:
-        return [OURS, *(["torch"] if peers.available("torch") else [])]
+        return [OURS, *filter(peers.available, network.OPERATIONS[operation].peers)]
 
     def problem(self, operation: str, size: str, dtype: str, form: str) -> Problem:
-        maker, cases = network.CASES[operation]
-        case = next(case for case in cases if network.named(case) == size)
-        calls = maker(*case)
+        chosen = network.OPERATIONS[operation]
+        case = next(case for case in chosen.cases if network.named(case) == size)
+        calls = chosen.calls(*case)
         makers = {library: partial(_identity, call) for library, call in calls.items()}
-        amount, unit = network.amount(operation, case)
-        if unit != GIGABYTES:
-            return Problem(makers, MULTIPLY_ADDS, amount, unit)
-        return Problem(makers, {"copy": partial(_make_copy, int(amount) // 2), **_copy_on_threads(int(amount))}, amount, unit)
+        amount = chosen.amount(*case)
+        if chosen.unit != GIGABYTES:
+            return Problem(makers, MULTIPLY_ADDS, amount, chosen.unit)
+        references: dict[str, Callable[[], Call]] = {
+            "copy": partial(_make_copy, int(amount) // 2),
+            **_copy_on_threads(int(amount)),
+        }
+        return Problem(makers, references, amount, GIGABYTES)
 
 
 def _identity(call: Call) -> Call:
@@ -344,17 +349,21 @@ class Selection:
         ):
             if unknown := [word for word in given if word not in allowed]:
                 raise ValueError(f"{name}: {', '.join(unknown)} is none of {', '.join(allowed)}")
-        if unknown := [size for size in self.sizes if not any(family.is_size(size) for family in FAMILIES)]:
+        if absent := [name for name in self.peers if name not in ("all", *_installed())]:
+            raise ValueError(f"peers: {', '.join(absent)} is not installed")
+        measured = [(family, operation) for family in FAMILIES for operation in family.operations()]
+        if unknown := [size for size in self.sizes if not any(f.is_size(operation, size) for f, operation in measured)]:
             raise ValueError(
-                f"sizes: {', '.join(unknown)} is neither a length such as 1000 or 1M nor m x k x n such as 64x784x256"
+                f"sizes: {', '.join(unknown)} is neither a length such as 1000 or 1M, nor m x k x n such as 64x784x256,"
+                " nor a size as it stands in the table of a run"
             )
 
     def benchmarks(self) -> list[Benchmark]:
         """The lines of the run, in the order of the table."""
-        found = [benchmark for family in FAMILIES for benchmark in self._of_family(family)]
+        found = dict.fromkeys(benchmark for family in FAMILIES for benchmark in self._of_family(family))
         if not found:
             raise ValueError("the operations have none of these sizes, types and forms")
-        return found
+        return [*found]
 
     def _of_family(self, family: Family) -> Iterator[Benchmark]:
         extent = self.extent
@@ -363,7 +372,8 @@ class Selection:
         for operation in family.operations():
             if self.operations and operation not in self.operations:
                 continue
-            sizes = [size for size in self.sizes if family.is_size(size)] if self.sizes else family.sizes(operation, extent)
+            sizes = self.sizes or family.sizes(operation, extent)
+            sizes = [size for size in sizes if family.is_size(operation, size)]
             for dtype in dtypes:
                 for size in sizes:
                     for form in forms:
@@ -377,6 +387,13 @@ def peer_names() -> list[str]:
     """What can stand beside this package, installed or not."""
     names = (*peers.PEERS, *layer_peers.LAYERS, *gradient_peers.GRADIENTS, *convolution_peers.FORWARD)
     return list(dict.fromkeys(name.split()[0] for name in names if not name.startswith(OURS)))
+
+
+@cache
+def _installed() -> frozenset[str]:
+    """Those of `peer_names` that can be measured here."""
+    problems = ((f, *rest) for f in FAMILIES for rest in product(f.operations(), f.types, f.forms("full")))
+    return frozenset(name.split()[0] for family, *problem in problems for name in family.libraries(*problem))
 
 
 def _in_full(size: str) -> str:
@@ -394,16 +411,16 @@ def set_threads() -> None:
         torch.set_num_threads(fastrelu.get_num_threads())
 
 
-def limit(problem: Problem, seconds: float) -> tuple[Call | None, float]:
-    """The machine's limit: a call to be timed beside the others and what it does, or None and what it does in a second.
+def limit(problem: Problem, seconds: float) -> tuple[Call, float] | None:
+    """What the machine can do at best: a call to be timed in turns with the others, and how much it does.
 
-    0 for a unit that has no limit. `seconds`: how long copies are timed.
+    None for a unit that has no limit. `seconds`: how long ways of copying are compared.
     """
     from fastrelu.fma import multiply_adds
-    from fastrelu.measure import streaming_limit
+    from fastrelu.measure import fastest_copy
 
     if problem.unit == GIGAFLOPS:
         return multiply_adds("float64" if problem.dtype == "float64" else "float32")
     if problem.unit == GIGABYTES:
-        return None, 1e9 * streaming_limit(int(problem.amount), seconds)
-    return None, 0.0
+        return fastest_copy(int(problem.amount), seconds), problem.amount
+    return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from fastrelu import report
+from fastrelu.benchmarks.interrupts import interrupted_once
 from fastrelu.benchmarks.operations import DTYPES, EXTENTS, FORMS, Selection, peer_names, set_threads
 
 _LISTS = ("operations", "sizes", "dtypes", "forms", "peers")
@@ -29,7 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def selection(config: pytest.Config) -> Selection:
     """What the options choose."""
-    lists = {name: tuple(filter(None, config.getoption(f"--{name}").split(","))) for name in _LISTS}
+    # A comma before a space belongs to a size: "64 x 10, 30".
+    lists = {name: tuple(filter(None, re.split(",(?! )", config.getoption(f"--{name}")))) for name in _LISTS}
     return Selection(extent=config.getoption("--extent"), **lists)
 
 
@@ -40,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except ValueError as error:
         raise pytest.UsageError(f"--{error}") from None
     if config.getoption("--bar"):
-        config.pluginmanager.register(_Bar(), "fastrelu-bar")
+        config.pluginmanager.register(_Command(), "fastrelu-command")
 
 
 def pytest_sessionstart() -> None:
@@ -53,17 +57,40 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["fastrelu"] = report.facts()
 
 
-class _Bar:
-    """Shows on stderr how far the run is."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_benchmark_generate_json(benchmarks: list[Any]) -> None:
+    """Leave out what an interrupt or a failure has cut off: its statistics are there before the times in turns."""
+    benchmarks[:] = [benchmark for benchmark in benchmarks if benchmark.extra_info]
+
+
+class _Command:
+    """For `fastrelu.benchmarks.command`: shows on stderr how far the run is, and what was left out."""
 
     def __init__(self) -> None:
-        self._stack = ExitStack()
+        self._left_out: dict[str, None] = {}
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """An interrupt ends the run, at the latest after this benchmark: an exception can get lost in code that was called."""
+        stack = ExitStack()
+        stack.enter_context(interrupted_once(lambda: setattr(session, "shouldstop", "interrupted")))
+        session.config.add_cleanup(stack.close)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Iterator[None]:
-        with self._stack:
-            self._advance = self._stack.enter_context(report.progress(len(session.items)))
-            return (yield)
+        try:
+            with report.progress(len(session.items)) as self._advance:
+                return (yield)
+        finally:
+            print(*self._left_out, sep="\n", end="\n" * bool(self._left_out), file=sys.stderr)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self._advance(nodeid.partition("[")[2].rstrip("]")[:60])
+        self._advance(nodeid.partition("[")[2].rstrip("]"))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and isinstance(report.longrepr, tuple):
+            self._left_out.setdefault(report.longrepr[2])
+
+    def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
+        """The single samples are as long as all the rest."""
+        for entry in output_json["benchmarks"]:
+            del entry["stats"]["data"]

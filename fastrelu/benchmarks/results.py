@@ -38,7 +38,8 @@ class Result:
     references : dict of str to Reference
         What was timed in the same turns, to compare runs by.
     threads, lacking : int, float
-        How many a call may use, and how many of the processors for them other programs took meanwhile.
+        How many a call uses, or may use in another library, and how many of the processors for all that it may use other
+        programs took meanwhile.
     amount, unit, speed : float, str, float
         What a call does; the unit of `speed`, what it does in a second.
     limit : float or None
@@ -71,8 +72,8 @@ class Result:
 
     @property
     def ratio(self) -> float:
-        """The time in parts of that of the first reference."""
-        return next(iter(self.references.values())).ratio
+        """The least time in parts of that of the first reference, which was timed in the same turns."""
+        return self.seconds / next(iter(self.references.values())).seconds
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from fastrelu.benchmarks.contention import Watch
 from fastrelu.benchmarks.operations import OURS, Benchmark, Problem, limit
 from fastrelu.benchmarks.plugin import selection
 from fastrelu.measure import Call, compare
+from fastrelu.native import pool
 from fastrelu.threads import get_num_threads
 
 _TURNS = {"smoke": 1, "quick": 5, "usual": 7, "full": 7}
@@ -32,13 +33,14 @@ def test_operation(benchmark: Any, request: pytest.FixtureRequest, case: Benchma
     extent = selection(request.config).extent
     problem = case.problem()
     call = _first_call(problem, case.library)
+    threads = _threads(call) if case.library.startswith(OURS) else get_num_threads()
     benchmark.group = f"{case.operation} {case.dtype} {case.size} {case.form}"
     if extent == "smoke":
         benchmark.pedantic(call, rounds=5, iterations=1, warmup_rounds=1)
     else:
         benchmark(call)
     if benchmark.stats is not None:  # --benchmark-disable
-        benchmark.extra_info.update(vars(case) | _in_turns(problem, call, extent))
+        benchmark.extra_info.update(vars(case) | _in_turns(problem, call, extent) | {"threads": threads})
 
 
 def _first_call(problem: Problem, library: str) -> Call:
@@ -49,21 +51,26 @@ def _first_call(problem: Problem, library: str) -> Call:
         if library.startswith(OURS):
             raise
         # Whatever another library raises, the suite is not about it.
-        pytest.skip(f"{library} does not work here: {error}")
+        pytest.skip(f"{library} does not work here: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
     return call
+
+
+def _threads(call: Call) -> int:
+    """How many threads a call of this package uses: all, if it gives the pool a job."""
+    before = pool.read(pool.STATE)
+    call()
+    return 1 if pool.read(pool.STATE) == before else get_num_threads()
 
 
 def _in_turns(problem: Problem, call: Call, extent: str) -> dict[str, Any]:
     """What `fastrelu.benchmarks.results` reads again."""
-    bound, done = limit(problem, 0.02 if extent == "smoke" else 0.5)
+    bound = limit(problem, 0.02 if extent == "smoke" else 0.5)
     references = {name: make() for name, make in problem.references.items()}
-    calls = {"call": call, **references, **({} if bound is None else {"limit": bound})}
+    calls = {"call": call, **references, **({"limit": bound[0]} if bound else {})}
     watch = Watch()
     timings = compare(calls, 0, _TURNS[extent], 1e-3 if extent == "smoke" else _TURN)
     lacking = watch.lacking()
     own = timings["call"]
-    speed = problem.amount / own.minimum
-    fastest = done if bound is None else done / timings["limit"].minimum
     return {
         "seconds": own.minimum,
         "references": {
@@ -73,12 +80,11 @@ def _in_turns(problem: Problem, call: Call, extent: str) -> dict[str, Any]:
             }
             for name in references
         },
-        "threads": get_num_threads(),
         "lacking": lacking,
         "amount": problem.amount,
         "unit": problem.unit,
-        "speed": speed / _scale(problem.unit),
-        "limit": fastest / _scale(problem.unit) if fastest else None,
+        "speed": problem.amount / own.minimum / _scale(problem.unit),
+        "limit": bound[1] / timings["limit"].minimum / _scale(problem.unit) if bound else None,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from fastrelu.benchmarks.contention import MUCH
 from fastrelu.benchmarks.operations import OURS
 from fastrelu.benchmarks.results import Result, Run
 from fastrelu.report import duration, quantity
@@ -24,30 +25,31 @@ def markdown(run: Run) -> str:
         "",
         "Under a library: how many times as long it takes as fastrelu. Limit: what the machine can move or calculate at best.",
     ]
+    if disturbed := sum(result.lacking > MUCH for result in run.results):
+        lines.append(f"Other programs took processors during {disturbed} of {len(run.results)} measurements.")
+    libraries: dict[str, dict[str, None]] = {}
+    for result in run.results:
+        if result.library != OURS:
+            libraries.setdefault(result.operation, {})[result.library] = None
     shown: tuple[str, ...] | None = None
     for results in run.problems().values():
         if OURS not in results:
             continue
-        others = tuple(library for library in results if library != OURS)
-        if shown is None or not {*others} <= {*shown}:
-            shown = _columns(run, results[OURS])
+        beside = tuple(libraries.get(results[OURS].operation, ()))
+        if beside != shown:
+            shown = beside
             header = ("operation", "type", "size", "form", "time", "speed", "of limit", *shown)
-            lines += ["", _row(header), _row(["---"] * len(header))]
-        lines.append(_row(_cells(results, shown)))
+            lines += ["", row(header), row(["---"] * len(header))]
+        lines.append(row(_cells(results, shown)))
     return "\n".join(lines) + "\n"
-
-
-def _columns(run: Run, first: Result) -> tuple[str, ...]:
-    """The libraries of all problems in the same unit."""
-    found = {r.library: None for r in run.results if r.unit == first.unit and r.library != OURS}
-    return tuple(found)
 
 
 def _cells(results: dict[str, Result], libraries: tuple[str, ...]) -> Iterator[str]:
     own = results[OURS]
     size = quantity(int(own.size)) if own.size.isdecimal() else own.size
     yield from (f"`{own.operation}`", own.dtype, size, own.form.replace("_", " "))
-    yield from (duration(own.seconds), f"{own.speed:.3g} {own.unit}", f"{own.speed / own.limit:.0%}" if own.limit else "")
+    speed = f"{own.speed:.3g}" if own.speed < 1000 else f"{own.speed:.0f}"
+    yield from (duration(own.seconds), f"{speed} {own.unit}", f"{own.speed / own.limit:.0%}" if own.limit else "")
     for library in libraries:
         if library not in results:
             yield ""
@@ -56,5 +58,6 @@ def _cells(results: dict[str, Result], libraries: tuple[str, ...]) -> Iterator[s
         yield f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**"
 
 
-def _row(cells: Iterable[str]) -> str:
+def row(cells: Iterable[str]) -> str:
+    """A row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
