@@ -167,10 +167,18 @@ def _home(name: str) -> str:
     return "threads" if name.endswith("threads") else "activations"
 
 
+_MODULES = ("cuda", "jit", "metrics", "nn", "ufuncs")
+# They import their library, which may not be there: not listed, since `help` and others look at all that `dir` names.
+_BRIDGES = ("jax", "onnx", "torch")
+
+
 def __getattr__(name: str) -> Any:
-    if name in ("cuda", "metrics", "nn", "onnx", "ufuncs"):
-        with lock:
-            return import_module(f"fastrelu.{name}")
+    if name in _MODULES + _BRIDGES:
+        try:
+            with lock:
+                return import_module(f"fastrelu.{name}")
+        except ImportError as error:
+            raise AttributeError(f"module 'fastrelu' cannot offer {name!r}: {error}") from error
     if name not in __all__:
         raise AttributeError(f"module 'fastrelu' has no attribute {name!r}")
     with lock:  # a child that is forked amid an import would wait for its end for ever
@@ -179,4 +187,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "cuda", "metrics", "nn", "onnx", "ufuncs"})
+    return sorted({*globals(), *__all__, *_MODULES})
