@@ -225,6 +225,10 @@ def main(arguments: Sequence[str] | None = None) -> Training:
     parser.add_argument("--rows", type=int, default=20_000, help="20000 by default")
     parser.add_argument("--epochs", type=int, default=3, help="3 by default")
     options = terminal.parse(parser, arguments)
+    try:
+        import distributed  # noqa: F401
+    except ImportError:
+        parser.exit(2, f'{parser.prog}: it needs dask: pip install "fastrelu[dask]"\n')
     found = train(options.rows, options.epochs, options.seed, options.workers)
     terminal.print_history(found.history)
     print(f"{found.seconds:.1f} s; the same bits as in memory: {found.is_same}")

@@ -61,7 +61,7 @@ def data(rng: np.random.Generator) -> Digits:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ImportError("the digits come from scikit-learn: pip install fastrelu[examples]") from None
+        raise ImportError('the digits come from scikit-learn: pip install "fastrelu[examples]"') from None
     bunch = load_digits()
     x = enlarged(bunch.images / 16, SIZE).astype(np.float32)[:, None]
     test, training = np.split(rng.permutation(len(x)), [len(x) // 5])

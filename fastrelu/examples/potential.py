@@ -7,8 +7,9 @@ would be called for every step; here the whole loop is compiled, and the layers 
     python -m fastrelu.examples.potential [steps]
 """
 
-import sys
+import argparse
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from numba import njit
@@ -61,9 +62,15 @@ def walk(steps: int, layers: tuple[np.ndarray, ...], seed: int) -> tuple[float, 
     return total / steps, accepted / steps
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Compare a step with an evaluation by NumPy."""
-    steps = int(sys.argv[1]) if len(sys.argv) > 1 else STEPS
+    parser = argparse.ArgumentParser(
+        prog="python -m fastrelu.examples.potential", description="A walk in the potential of a small network, compiled."
+    )
+    parser.add_argument("steps", type=int, nargs="?", default=STEPS, help=f"of the walk; {STEPS} by default")
+    steps = parser.parse_args(arguments).steps
+    if steps < 1:
+        parser.error(f"steps must be at least 1, not {steps}")
     layers = network()
     walk(1, layers, 0)  # compiles
     start = time.perf_counter()

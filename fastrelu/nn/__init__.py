@@ -52,6 +52,6 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("sklearn"):
             raise
-        raise ImportError("MLPClassifier needs scikit-learn: pip install fastrelu[sklearn]") from None
+        raise ImportError('MLPClassifier needs scikit-learn: pip install "fastrelu[sklearn]"') from None
     globals()[name] = MLPClassifier
     return MLPClassifier

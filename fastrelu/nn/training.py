@@ -118,7 +118,7 @@ def fit(
     rng : int, numpy.random.Generator or None, optional
         Where the orders come from, or the seed.
     progress : bool, optional
-        Whether to show a progress bar, if tqdm is installed (``pip install fastrelu[progress]``) and somebody can see it.
+        Whether to show a progress bar, if tqdm is installed (``pip install "fastrelu[progress]"``) and somebody can see it.
 
     Returns
     -------
