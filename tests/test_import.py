@@ -56,6 +56,12 @@ except AttributeError as error:
     ]
 
 
+def test_name_that_is_not_there_meets_the_one_that_is():
+    for statement, name in (("import fastrelu; fastrelu.rely", "relu"), ("from fastrelu import nn; nn.Relu", "ReLU")):
+        with pytest.raises(AssertionError, match=f"Did you mean: '{name}'"):
+            run(statement)
+
+
 def test_warm_call_loads_no_compiler():
     run(CALL)
     assert run(ADDED.format(statements=CALL)).split() == ["fastrelu", "llvmlite", "numpy"]
