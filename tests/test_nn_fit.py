@@ -338,8 +338,16 @@ def test_fault_is_told_before_anything_changes(call, error, words):
 
 
 def test_data_that_do_not_fit_the_first_layer():
-    with pytest.raises(ValueError, match=r"^Sequential: layer 0, Linear: x must have shape \(..., 8\) .*, not \(1, 7\)"):
+    with pytest.raises(ValueError, match=r"^Sequential: layer 0, Linear: x must have shape \(..., 8\) .*, not \(2, 7\)"):
         nn.fit(network(8, 3), X[:, :7], Y)
+
+
+def test_images_without_an_axis_for_channels():
+    # One of them alone would be taken for an image without a batch.
+    with pytest.raises(
+        ValueError, match=r"^Sequential: layer 0, Conv2d: x must have shape \(N, 1, H, W\) .*, not \(2, 16, 16\)"
+    ):
+        nn.fit(convolutional(), normal(10, 16, 16), Y)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -215,7 +215,7 @@ def _data(words: str, x: Any, y: Any, model: Sequential, objective: Loss, shuffl
         return InChunks(words, x, y, model, objective, shuffle)
     x, y = plain_array("fit", f"{words}x", x), plain_array("fit", f"{words}y", y)
     check_rows(words, x.shape, y.shape)
-    return InMemory(x, objective.targets(f"{words}y", y, model.predict(x[:1])), model, objective)
+    return InMemory(x, objective.targets(f"{words}y", y, model.predict(x[:2])), model, objective)
 
 
 def _epoch(
