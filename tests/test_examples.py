@@ -283,6 +283,14 @@ def test_without_scikit_learn(monkeypatch, capsys):
     assert 'the digits come from scikit-learn: pip install "fastrelu[examples]"' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["--epochs", "0"], ["--epochs", "ten"], ["--seed", "-1"]])
+def test_numbers_that_cannot_be(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        train_mlp.main(arguments)
+    assert caught.value.code == 2
+    assert f"{arguments[0]}: must be a whole number of at least" in capsys.readouterr().err
+
+
 def test_without_dask(monkeypatch, capsys):
     without(monkeypatch, "distributed")
     with pytest.raises(SystemExit):

@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit
 
 import fastrelu
+from fastrelu.examples import terminal
 
 STEPS = 1_000_000
 HIDDEN = 16
@@ -67,10 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fastrelu.examples.potential", description="A walk in the potential of a small network, compiled."
     )
-    parser.add_argument("steps", type=int, nargs="?", default=STEPS, help=f"of the walk; {STEPS} by default")
+    parser.add_argument("steps", type=terminal.at_least(1), nargs="?", default=STEPS, help=f"of the walk; {STEPS} by default")
     steps = parser.parse_args(arguments).steps
-    if steps < 1:
-        parser.error(f"steps must be at least 1, not {steps}")
     layers = network()
     walk(1, layers, 0)  # compiles
     start = time.perf_counter()
