@@ -5,10 +5,14 @@
 >>> fastrelu.relu(np.array([-1.0, 2.0]))
 array([0., 2.])
 
-`fastrelu.nn` has layers, models and their training, `fastrelu.ufuncs` the bare ufuncs, `fastrelu.cuda` the state of the GPU.
+`fastrelu.nn` has layers, models and their training, `fastrelu.metrics` says how good a classifier is, `fastrelu.ufuncs` are the
+bare ufuncs, `fastrelu.cuda` tells about the GPU. `fastrelu.torch`, `fastrelu.jax` and `fastrelu.onnx` are for these libraries,
+`fastrelu.jit` is about functions under Numba's ``@njit``.
+
 Importing the package imports nothing else, not even NumPy; the first call of a function compiles it or loads it from the cache.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -167,16 +171,25 @@ def _home(name: str) -> str:
     return "threads" if name.endswith("threads") else "activations"
 
 
+_MODULES = ("cuda", "jit", "metrics", "nn", "ufuncs")
+# They import their library, which may not be there: not listed, since `help` and others look at all that `dir` names.
+_BRIDGES = ("jax", "onnx", "torch")
+
+
 def __getattr__(name: str) -> Any:
-    if name in ("cuda", "metrics", "nn", "onnx", "ufuncs"):
-        with lock:
-            return import_module(f"fastrelu.{name}")
+    if name in _MODULES + _BRIDGES:
+        try:
+            with lock:
+                return import_module(f"fastrelu.{name}")
+        except ImportError as error:
+            raise AttributeError(f"module 'fastrelu' cannot offer {name!r}: {error}") from error
     if name not in __all__:
-        raise AttributeError(f"module 'fastrelu' has no attribute {name!r}")
+        # With name and obj Python asks "Did you mean".
+        raise AttributeError(f"module 'fastrelu' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
     with lock:  # a child that is forked amid an import would wait for its end for ever
         value = globals()[name] = getattr(import_module(f"fastrelu.{_home(name)}"), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "cuda", "metrics", "nn", "onnx", "ufuncs"})
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -327,6 +327,6 @@ def _with_progress(loads: list[Load], progress: bool | None) -> Iterable[Load]:
         with lock:
             from tqdm import tqdm
     except ImportError:
-        raise ImportError("warmup: the progress bar needs tqdm, which `pip install fastrelu[progress]` installs") from None
+        raise ImportError('warmup: the progress bar needs tqdm: pip install "fastrelu[progress]"') from None
     bar: Iterable[Load] = tqdm(loads, desc="kernels", unit="kernel")
     return bar

@@ -238,6 +238,9 @@ def _explain(
     given = {name: o for name, o in zip(("x", "w", "b", "alpha"), operands, strict=False) if name != "b" or o is not None}
     if faults.is_from_cuda(base, error, given):
         return error
+    for name in ("b", "bias"):
+        if name in kwargs:
+            return TypeError(f"{base}() takes the bias by its place, not as {name}=: {base}({', '.join(LAYERS[base].inputs)})")
     given["w"] = face(given["w"])
     out = out[0] if type(out) is tuple and len(out) == 1 else None if out is ... else out
     if type(out) is tuple:
@@ -273,7 +276,8 @@ def shape_fault(base: str, given: dict[str, Any], outputs: dict[str, Any], kwarg
     if len(w) < 2:
         return ValueError(f"{base}: w must have at least two axes, (..., k, n), not shape {w}")
     if x[-1] != w[-2]:
-        return ValueError(f"{base}: w must have shape (..., {x[-1]}, n) for x of shape {x}, not {w}")
+        hint = ": give w.T, which costs nothing" if len(w) == 2 and w[1] == x[-1] else ""
+        return ValueError(f"{base}: w must have shape (..., {x[-1]}, n) for x of shape {x}, not {w}{hint}")
     n = w[-1]
     batches = {"x": x[:-1], "w": w[:-2]}
     for name in ("b", "alpha"):

@@ -282,7 +282,8 @@ def _pair(name: str, y_true: ArrayLike, y_pred: ArrayLike) -> tuple[NDArray[Any]
 def _labels(name: str, argument: str, values: ArrayLike) -> NDArray[Any]:
     array = np.asarray(values)
     if array.ndim != 1 or not array.size:
-        raise ValueError(f"{name}: {argument} must be one-dimensional and not empty, not of shape {array.shape}")
+        hint = ": argmax(1) makes labels of outputs" if array.ndim == 2 else ""
+        raise ValueError(f"{name}: {argument} must be one-dimensional and not empty, not of shape {array.shape}{hint}")
     if array.dtype.kind == "O" and all(isinstance(value, str) for value in array):
         array = array.astype(str)  # a column of pandas
     if array.dtype.kind not in _KINDS:

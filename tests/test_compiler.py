@@ -1,5 +1,6 @@
 """Numba as the compiler: what kernels must not contain, and that a program's own use of Numba is left alone."""
 
+import io
 import math
 
 import numba
@@ -7,7 +8,7 @@ import pytest
 from numba import types
 
 from fastrelu.kernels.elementwise import LOOP, build
-from fastrelu.native import target
+from fastrelu.native import linker, target
 from fastrelu.native.compiler import UnresolvedSymbol, compile_assembly, compile_object
 from fastrelu.operations import OPERATIONS
 
@@ -62,3 +63,44 @@ def test_machine_code(operation: str, dtype: str) -> None:
     assert any("vmovnt" in line and register in line for line in lines)
     calls = {line.split()[-1] for line in lines if line.strip().startswith("call")}
     assert all(call.startswith("*") for call in calls)
+
+
+class Terminal(io.StringIO):
+    """A stream that somebody looks at, or a closed one."""
+
+    def isatty(self) -> bool:
+        return super().isatty() or not self.closed
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_compiling_is_told_on_a_terminal_and_wiped_away(monkeypatch: pytest.MonkeyPatch, replaced: bool) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    if not replaced:
+        monkeypatch.setattr("sys.__stderr__", terminal)
+    with linker._told():
+        during = terminal.getvalue()
+    first, _, wiped = terminal.getvalue().rpartition("\r")[0].rpartition("\r")
+    if replaced:  # by a progress bar or a log, whose lines are not ours
+        assert terminal.getvalue() == ""
+    else:
+        assert during == first == "\rfastrelu is compiling, once for each function and type ..."
+        assert wiped == " " * (len(during) - 1)
+
+
+@pytest.mark.parametrize("stream", [None, Terminal()])
+def test_compiling_goes_on_where_nothing_can_be_told(monkeypatch: pytest.MonkeyPatch, stream: Terminal | None) -> None:
+    if stream is not None:
+        stream.close()
+    for name in ("sys.stderr", "sys.__stderr__"):
+        monkeypatch.setattr(name, stream)
+    with linker._told():
+        pass
+
+
+def test_terminal_that_goes_away_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    for name in ("sys.stderr", "sys.__stderr__"):
+        monkeypatch.setattr(name, terminal)
+    with linker._told():
+        terminal.close()

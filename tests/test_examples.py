@@ -2,6 +2,8 @@
 
 import builtins
 import re
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from fastrelu.examples import (
     analysis,
     cifar10,
     classification,
+    dask_training,
     digits,
     dosage,
     images,
@@ -26,6 +29,7 @@ from fastrelu.examples import (
 from tests.subprocesses import run
 from tests.test_cifar_files import write
 
+EXAMPLES = [path for path in Path(potential.__file__).parent.glob("*.py") if "\ndef main(" in path.read_text()]
 PNG = b"\x89PNG"
 
 
@@ -62,7 +66,7 @@ def test_walk_in_a_potential_is_that_of_numpy():
 
 
 def test_potential_runs():
-    code = "import sys\nfrom fastrelu.examples import potential\nsys.argv[1:] = ['2000']\npotential.main()"
+    code = "from fastrelu.examples import potential\npotential.main(['2000'])"
     assert "2,000 steps: mean energy" in run(code, timeout=120)
 
 
@@ -269,14 +273,37 @@ def test_without_matplotlib(monkeypatch, capsys):
     assert neuron.main([]).output == pytest.approx(1.69)
     with pytest.raises(SystemExit):
         neuron.main(["--plot", "neuron.png"])
-    assert "a picture needs Matplotlib: pip install fastrelu[examples]" in capsys.readouterr().err
+    assert 'a picture needs Matplotlib: pip install "fastrelu[examples]"' in capsys.readouterr().err
 
 
 def test_without_scikit_learn(monkeypatch, capsys):
     without(monkeypatch, "sklearn")
     with pytest.raises(SystemExit):
         digits.main([])
-    assert "the digits come from scikit-learn: pip install fastrelu[examples]" in capsys.readouterr().err
+    assert 'the digits come from scikit-learn: pip install "fastrelu[examples]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--epochs", "0"], ["--epochs", "ten"], ["--seed", "-1"]])
+def test_numbers_that_cannot_be(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        train_mlp.main(arguments)
+    assert caught.value.code == 2
+    assert f"{arguments[0]}: must be a whole number of at least" in capsys.readouterr().err
+
+
+def test_without_dask(monkeypatch, capsys):
+    without(monkeypatch, "distributed")
+    with pytest.raises(SystemExit):
+        dask_training.main([])
+    assert 'it needs dask: pip install "fastrelu[dask]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [path.stem for path in EXAMPLES])
+def test_help(capsys, name):
+    with pytest.raises(SystemExit) as caught:
+        import_module(f"fastrelu.examples.{name}").main(["--help"])
+    assert caught.value.code == 0
+    assert f"usage: python -m fastrelu.examples.{name} [-h]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("has_rich", [False, True])
@@ -315,9 +342,3 @@ print("matplotlib.figure" in sys.modules, "matplotlib.pyplot" in sys.modules)
 """
     assert run(code).split() == ["True", "False"]
     assert (tmp_path / "empty.svg").read_text().startswith("<?xml")
-
-
-@pytest.mark.parametrize("name", ["relu_plot", "neuron", "dosage", "train_mlp", "digits", "cifar10", "text", "analysis"])
-def test_help(name):
-    code = f"import sys, runpy\nsys.argv[1:] = ['--help']\nrunpy.run_module('fastrelu.examples.{name}', run_name='__main__')"
-    assert f"python -m fastrelu.examples.{name}" in run(code)

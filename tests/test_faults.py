@@ -511,6 +511,18 @@ def test_unknown_keyword_names_the_public_function(name: str) -> None:
         getattr(fastrelu, name)(x, w, None, *alpha, axis=1)
 
 
+def test_bias_by_its_name() -> None:
+    x, w = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32)
+    for name in ("b", "bias"):
+        with pytest.raises(TypeError, match=rf"^linear_relu\(\) takes the bias by its place, not as {name}=: .*\(x, w, b\)$"):
+            fastrelu.linear_relu(x, w, **{name: np.ones(4, np.float32)})
+
+
+def test_weight_in_the_layout_of_pytorch() -> None:
+    with pytest.raises(ValueError, match=r"for x of shape \(2, 3\), not \(4, 3\): give w.T, which costs nothing$"):
+        fastrelu.linear_relu(np.ones((2, 3), np.float32), np.ones((4, 3), np.float32))
+
+
 @pytest.mark.parametrize("name", [name for name in PLAIN if "alpha" in PLAIN[name].operands and "out" in PLAIN[name].outputs])
 def test_alpha_where_out_belongs(name: str) -> None:
     function = PLAIN[name]

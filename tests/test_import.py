@@ -36,6 +36,32 @@ def test_all_names_are_there():
         fastrelu.rely  # noqa: B018  # the access is the test
 
 
+def test_library_that_is_absent_hides_nothing_else():
+    # `help(fastrelu)` and others look at all that `dir` names.
+    code = """
+import inspect, sys
+sys.modules.update(dict.fromkeys(("jax", "onnx", "torch")))
+import fastrelu
+print([name for name in ("jax", "onnx", "torch") if hasattr(fastrelu, name)])
+print(dict(inspect.getmembers(fastrelu))["jit"].__name__)
+try:
+    fastrelu.torch
+except AttributeError as error:
+    print(error)
+"""
+    assert run(code).splitlines() == [
+        "[]",
+        "fastrelu.jit",
+        "module 'fastrelu' cannot offer 'torch': fastrelu.torch needs PyTorch 2.5 or newer: pip install \"fastrelu[torch]\"",
+    ]
+
+
+def test_name_that_is_not_there_meets_the_one_that_is():
+    for statement, name in (("import fastrelu; fastrelu.rely", "relu"), ("from fastrelu import nn; nn.Relu", "ReLU")):
+        with pytest.raises(AssertionError, match=f"Did you mean: '{name}'"):
+            run(statement)
+
+
 def test_warm_call_loads_no_compiler():
     run(CALL)
     assert run(ADDED.format(statements=CALL)).split() == ["fastrelu", "llvmlite", "numpy"]

@@ -90,7 +90,12 @@ def test_labels_of_text():
     ("arguments", "keywords", "error", "words"),
     [
         (([], []), {}, ValueError, "y_true must be one-dimensional and not empty, not of shape (0,)"),
-        (([[1]], [1]), {}, ValueError, "y_true must be one-dimensional and not empty, not of shape (1, 1)"),
+        (
+            ([[1]], [1]),
+            {},
+            ValueError,
+            "y_true must be one-dimensional and not empty, not of shape (1, 1): argmax(1) makes labels of outputs",
+        ),
         (([1, 0], [1]), {}, ValueError, "y_pred must have the length of y_true, 2, not 1"),
         (([1.5], [1]), {}, TypeError, "y_true must be integers, bools or strings, not float64"),
         (([1], ["1"]), {}, TypeError, "y_pred must be numbers as y_true, not text"),

@@ -93,7 +93,7 @@ try:
 except ImportError as error:
     print(error)
 """
-    assert run(code) == "MLPClassifier needs scikit-learn: pip install fastrelu[sklearn]\n"
+    assert run(code) == 'MLPClassifier needs scikit-learn: pip install "fastrelu[sklearn]"\n'
 
 
 def test_function_transformer_keeps_the_labels_of_a_dataframe():

@@ -296,6 +296,12 @@ FAULTS = [
     (lambda m: nn.fit(m, X, Y[:9]), ValueError, "y must have as many rows as x, 10, not 9"),
     (lambda m: nn.fit(m, X[:0], Y[:0]), ValueError, r"x must have at least one row, not shape \(0, 8\)"),
     (lambda m: nn.fit(m, X, Y + 1), ValueError, "y must be from 0 to 2 for 3 outputs, not 3"),
+    (lambda m: nn.fit(m, X, Y + 1), ValueError, ".*: classes count from 0"),
+    (lambda m: nn.fit(m, X, Y.astype(str)), TypeError, r".* not <U21: np.unique\(y, return_inverse=True\)\[1\] numbers them"),
+    (lambda m: nn.fit(m, X, Y * 0.5), TypeError, '.* not float64: .* for other numbers there is loss="mean_squared_error"'),
+    (lambda m: nn.fit(m, X, np.eye(3)[Y]), ValueError, r".* not \(10, 3\): argmax\(-1\) makes classes"),
+    (lambda m: nn.fit(network(8, 1), X, Y), ValueError, ".* for one output there is sigmoid_cross_entropy"),
+    (lambda m: nn.fit(m, X, Y, optimizer=nn.Adam), TypeError, r"optimizer must .*, not be the type Adam: write Adam\(\)"),
     (lambda m: nn.fit(m, X, -Y), ValueError, "y must be from 0 to 2 for 3 outputs, not -"),
     (lambda m: nn.fit(m, X, Y * 1.0), TypeError, "y must be integers, the classes, for softmax_cross_entropy, not float64"),
     (lambda m: nn.fit(m, X, Y[:, None]), ValueError, r"y must have shape \(10,\), a class for each row, not \(10, 1\)"),
@@ -332,8 +338,34 @@ def test_fault_is_told_before_anything_changes(call, error, words):
 
 
 def test_data_that_do_not_fit_the_first_layer():
-    with pytest.raises(ValueError, match=r"^Linear: x must have shape \(..., 8\) for in_features, not \(1, 7\)"):
+    with pytest.raises(ValueError, match=r"^Sequential: layer 0, Linear: x must have shape \(..., 8\) .*, not \(2, 7\)"):
         nn.fit(network(8, 3), X[:, :7], Y)
+
+
+def test_images_without_an_axis_for_channels():
+    # One of them alone would be taken for an image without a batch.
+    with pytest.raises(
+        ValueError, match=r"^Sequential: layer 0, Conv2d: x must have shape \(N, 1, H, W\) .*, not \(2, 16, 16\)"
+    ):
+        nn.fit(convolutional(), normal(10, 16, 16), Y)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_loss_that_is_no_number_any_more_is_told_once(loss):
+    x, y = data(64)
+    x[3] = np.nan
+    model = network(8, 3)
+    with pytest.warns(RuntimeWarning, match="^fit: the loss has become nan: x or y may have NaN") as caught:
+        history = nn.fit(model, x, y if loss == "softmax_cross_entropy" else np.eye(3)[y], 3, loss=loss, rng=0, progress=False)
+    assert len(caught) == 1
+    assert np.isnan(history.loss).tolist() == [True] * 3
+
+
+def test_loss_that_grows_beyond_all_numbers_is_told():
+    x, y = data(64)
+    with pytest.warns(RuntimeWarning, match="^fit: .* learning rate may be too large") as caught:
+        nn.fit(network(8, 3), 100 * x, np.eye(3)[y], 5, optimizer=nn.SGD(1e9), loss="mean_squared_error", progress=False)
+    assert len(caught) == 1  # and nothing about an overflow
 
 
 def test_data_of_another_type():

@@ -56,6 +56,14 @@ def test_convolution_is_the_function(kind):
     assert_array_equal(layer.gradients["bias"], db)
 
 
+@pytest.mark.parametrize(("padding", "zeros"), [("same", (2, 1)), ("valid", 0)])
+def test_padding_by_a_word(padding, zeros):
+    layer = nn.Conv2d(1, 2, (3, 3), padding=padding, dilation=(2, 1), rng=0)
+    x = normal(2, 1, 7, 6)
+    assert_array_equal(layer.forward(x), nn.Conv2d(1, 2, 3, padding=zeros, dilation=(2, 1), rng=0).forward(x))
+    assert repr(eval(repr(layer), {"Conv2d": nn.Conv2d})) == repr(layer)
+
+
 def test_pooling_takes_the_largest_and_gives_the_gradient_back():
     layer = nn.MaxPool2d(2)
     x = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
@@ -166,6 +174,8 @@ FAULTS = [
     (lambda: nn.Linear(2, 2, rng="x"), TypeError, "Linear: rng must be a seed, a numpy.random.Generator or None, not 'x'"),
     (lambda: nn.Conv2d(3, 4, 3, groups=2), ValueError, "Conv2d: in_channels must be a multiple of groups, 2, not 3"),
     (lambda: nn.Conv2d(3, 4, (3, 3, 3)), ValueError, "Conv2d: kernel_size must be an integer or a pair of them"),
+    (lambda: nn.Conv2d(3, 4, 3, padding="full"), ValueError, 'Conv2d: padding must be "same", "valid", an integer or a pair'),
+    (lambda: nn.Conv2d(3, 4, 3, 2, "same"), ValueError, r'Conv2d: padding must not be "same" with stride \(2, 2\)'),
     (lambda: nn.Conv2d(3, 4, 3, stride=0), ValueError, "Conv2d: stride must be at least 1, not 0"),
     (lambda: nn.MaxPool2d(2, padding=-1), ValueError, "MaxPool2d: padding must be at least 0, not -1"),
     (

@@ -128,6 +128,8 @@ def test_array_alone(tmp_path):
 
 
 def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/none/model.npz'$"):
+        nn.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "none" / "model.npz")
     with pytest.raises(FileNotFoundError):
         nn.load(tmp_path / "m.npz")
 

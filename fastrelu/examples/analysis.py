@@ -121,7 +121,7 @@ def draw(analysis: Analysis, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> Analysis:
     """Run the command; returns what came out."""
     parser = terminal.parser("analysis", "How the training of a network 64-32-1 with a sigmoid output goes.")
-    parser.add_argument("--epochs", type=int, default=100, help="100 by default")
+    parser.add_argument("--epochs", type=terminal.at_least(1), default=100, help="100 by default")
     options = terminal.parse(parser, arguments)
     analysis = train(options.epochs, options.seed)
     terminal.print_history(analysis.history)

@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> Trained:
     """Run the command; returns what came out."""
     parser = terminal.parser("cifar10", "Photographs of ten kinds, read by a convolutional network.")
     parser.add_argument("folder", type=Path, help="where CIFAR-10 has been unpacked, the python or the binary version")
-    parser.add_argument("--epochs", type=int, default=10, help="10 by default")
+    parser.add_argument("--epochs", type=terminal.at_least(1), default=10, help="10 by default")
     options = terminal.parse(parser, arguments)
     try:
         data = load(options.folder)

@@ -221,10 +221,16 @@ def draw(found: Training, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> Training:
     """Run the command; returns what came out."""
     parser = terminal.parser("dask_training", "Training over dask arrays on worker processes, and what a terabyte would cost.")
-    parser.add_argument("--workers", type=int, default=2, help="processes; 0 for the threads of this one; 2 by default")
-    parser.add_argument("--rows", type=int, default=20_000, help="20000 by default")
-    parser.add_argument("--epochs", type=int, default=3, help="3 by default")
+    parser.add_argument(
+        "--workers", type=terminal.at_least(0), default=2, help="processes; 0 for the threads of this one; 2 by default"
+    )
+    parser.add_argument("--rows", type=terminal.at_least(4), default=20_000, help="20000 by default")
+    parser.add_argument("--epochs", type=terminal.at_least(1), default=3, help="3 by default")
     options = terminal.parse(parser, arguments)
+    try:
+        import distributed  # noqa: F401
+    except ImportError:
+        parser.exit(2, f'{parser.prog}: it needs dask: pip install "fastrelu[dask]"\n')
     found = train(options.rows, options.epochs, options.seed, options.workers)
     terminal.print_history(found.history)
     print(f"{found.seconds:.1f} s; the same bits as in memory: {found.is_same}")

@@ -61,7 +61,7 @@ def data(rng: np.random.Generator) -> Digits:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ImportError("the digits come from scikit-learn: pip install fastrelu[examples]") from None
+        raise ImportError('the digits come from scikit-learn: pip install "fastrelu[examples]"') from None
     bunch = load_digits()
     x = enlarged(bunch.images / 16, SIZE).astype(np.float32)[:, None]
     test, training = np.split(rng.permutation(len(x)), [len(x) // 5])
@@ -152,7 +152,7 @@ def draw_mistakes(axes: Any, digits: Digits, predicted: np.ndarray) -> None:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Trained]:
     """Run the command; returns what came out for each network."""
     parser = terminal.parser("digits", "Handwritten digits, read by a dense and by a convolutional network.")
-    parser.add_argument("--epochs", type=int, default=30, help="30 by default")
+    parser.add_argument("--epochs", type=terminal.at_least(1), default=30, help="30 by default")
     options = terminal.parse(parser, arguments)
     rng = np.random.default_rng(options.seed)
     try:

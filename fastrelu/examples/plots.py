@@ -40,7 +40,7 @@ def check(path: Path) -> None:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError:
-        raise ImportError("a picture needs Matplotlib: pip install fastrelu[examples]") from None
+        raise ImportError('a picture needs Matplotlib: pip install "fastrelu[examples]"') from None
     formats = FigureCanvasAgg.get_supported_filetypes()
     if path.suffix[1:].lower() not in formats:
         raise ValueError(

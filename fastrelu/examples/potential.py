@@ -7,13 +7,15 @@ would be called for every step; here the whole loop is compiled, and the layers 
     python -m fastrelu.examples.potential [steps]
 """
 
-import sys
+import argparse
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from numba import njit
 
 import fastrelu
+from fastrelu.examples import terminal
 
 STEPS = 1_000_000
 HIDDEN = 16
@@ -61,9 +63,13 @@ def walk(steps: int, layers: tuple[np.ndarray, ...], seed: int) -> tuple[float, 
     return total / steps, accepted / steps
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Compare a step with an evaluation by NumPy."""
-    steps = int(sys.argv[1]) if len(sys.argv) > 1 else STEPS
+    parser = argparse.ArgumentParser(
+        prog="python -m fastrelu.examples.potential", description="A walk in the potential of a small network, compiled."
+    )
+    parser.add_argument("steps", type=terminal.at_least(1), nargs="?", default=STEPS, help=f"of the walk; {STEPS} by default")
+    steps = parser.parse_args(arguments).steps
     layers = network()
     walk(1, layers, 0)  # compiles
     start = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,24 @@ def parser(name: str, description: str, *, seed: bool = True) -> argparse.Argume
     """A parser with the arguments that all examples have; `seed`: whether there is anything random."""
     made = argparse.ArgumentParser(prog=f"python -m fastrelu.examples.{name}", description=description)
     if seed:
-        made.add_argument("--seed", type=int, default=0, help="of all random numbers; 0 by default")
+        made.add_argument("--seed", type=at_least(0), default=0, help="of all random numbers; 0 by default")
     made.add_argument("--plot", type=Path, metavar="PATH", help="where to save the picture: .png, .svg or .pdf")
     return made
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of arguments: whole numbers from `least` on."""
+
+    def whole_number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {text}")
+        return value
+
+    return whole_number
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -218,7 +218,7 @@ def draw(found: Reviews, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> Reviews:
     """Run the command; returns what came out."""
     parser = terminal.parser("text", "A classifier of short reviews with an embedding and two hidden layers.")
-    parser.add_argument("--epochs", type=int, default=10, help="10 by default")
+    parser.add_argument("--epochs", type=terminal.at_least(1), default=10, help="10 by default")
     options = terminal.parse(parser, arguments)
     found = train(options.epochs, options.seed)
     print(

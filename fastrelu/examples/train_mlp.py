@@ -77,7 +77,7 @@ def draw(training: Training, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> Training:
     """Run the command; returns the curves and the accuracy."""
     parser = terminal.parser("train_mlp", "Gradient descent on a task with 20 features: loss, accuracy, gradient norm.")
-    parser.add_argument("--epochs", type=int, default=30, help="30 by default")
+    parser.add_argument("--epochs", type=terminal.at_least(1), default=30, help="30 by default")
     options = terminal.parse(parser, arguments)
     training = train(options.epochs, options.seed)
     terminal.print_history(training.history)

@@ -4,7 +4,9 @@ A kernel that is cached needs only llvmlite: Numba is not imported.
 """
 
 import ctypes
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -46,6 +48,28 @@ def provide(name: str, address: int) -> None:
     llvm.add_symbol(name, address)
 
 
+_NOTICE = "fastrelu is compiling, once for each function and type ..."
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Show on a terminal, while it lasts, why a call takes seconds. Nothing where the stream was replaced, as by a log."""
+    stream: Any = sys.stderr
+    seen = False
+    with suppress(OSError, ValueError, AttributeError):  # it is closed, or no stream at all
+        if sys.stderr is sys.__stderr__ and stream.isatty():
+            stream.write(f"\r{_NOTICE}")
+            stream.flush()
+            seen = True
+    try:
+        yield
+    finally:
+        if seen:
+            with suppress(OSError, ValueError):
+                stream.write(f"\r{'':{len(_NOTICE)}}\r")
+                stream.flush()
+
+
 def _compile(name: str, source: Callable[[], tuple[Callable[..., Any], Any]]) -> bytes:
     from fastrelu.native.compiler import compile_object
 
@@ -67,7 +91,10 @@ def link(name: str, source: Callable[[], tuple[Callable[..., Any], Any]]) -> int
     """
     with lock:
         if name not in _symbols:
-            code = store.read(name) or uninterrupted(lambda: _compile(name, source))
+            code = store.read(name)
+            if code is None:
+                with _told():
+                    code = uninterrupted(lambda: _compile(name, source))
             with table_lock:
                 if name not in _symbols:  # a thread that passed the lock by may have been first
                     engine = _engine()

@@ -34,7 +34,8 @@ class Conv2d(Layer):
     kernel_size : int or pair of int
         KH and KW.
     stride, padding, dilation : int or pair of int, optional
-        Steps of the kernel, zeros around the image, and distance of the kernel's points.
+        Steps of the kernel, zeros around the image, and distance of the kernel's points. `padding` may be "same" or "valid", as
+        for `fastrelu.conv2d`.
     groups : int, optional
         Into how many parts, each with a part of the channels, the convolution is divided.
     bias, rng, dtype
@@ -69,7 +70,7 @@ class Conv2d(Layer):
         out_channels: int,
         kernel_size: Pair,
         stride: Pair = 1,
-        padding: Pair = 0,
+        padding: Pair | str = 0,
         dilation: Pair = 1,
         groups: int = 1,
         *,
@@ -85,7 +86,14 @@ class Conv2d(Layer):
             if positive(name, argument, value) % groups:
                 raise ValueError(f"{name}: {argument} must be a multiple of groups, {groups}, not {value}")
         self.kernel_size, self.stride = _pair(name, "kernel_size", kernel_size), _pair(name, "stride", stride)
-        self.padding, self.dilation = _pair(name, "padding", padding, 0), _pair(name, "dilation", dilation)
+        self.dilation = _pair(name, "dilation", dilation)
+        self.padding: Any = padding
+        if not isinstance(padding, str):
+            self.padding = _pair(name, "padding", padding, 0)
+        elif padding not in ("same", "valid"):
+            raise ValueError(f'{name}: padding must be "same", "valid", an integer or a pair of them, not {padding!r}')
+        elif padding == "same" and self.stride != (1, 1):
+            raise ValueError(f'{name}: padding must not be "same" with stride {self.stride}, only with stride 1')
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = he_normal(name, shape, shape[1] * shape[2] * shape[3], rng, dtype)
         self.bias = np.zeros(out_channels, self.weight.dtype) if bias else None

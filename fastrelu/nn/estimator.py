@@ -1,4 +1,4 @@
-"""A classifier for scikit-learn: ``pip install fastrelu[sklearn]``, and then pipelines, grid search and cross-validation."""
+"""A classifier for scikit-learn: ``pip install "fastrelu[sklearn]"``, and then pipelines, grid search and cross-validation."""
 
 from __future__ import annotations
 

@@ -55,19 +55,30 @@ class Loss:
         return place
 
 
+_HINTS = dict.fromkeys("USO", "np.unique(y, return_inverse=True)[1] numbers them") | {
+    "b": "astype(int) makes them so",
+    "f": 'astype(int) makes them so; for other numbers there is loss="mean_squared_error"',
+}
+"""How labels of other kinds become classes."""
+
+
 class SoftmaxCrossEntropy(Loss):
     """Minus the logarithm of the probability of the right class, see `fastrelu.softmax_cross_entropy`."""
 
     def targets(self, argument: str, y: Any, outputs: np.ndarray) -> np.ndarray:
         labels = np.asarray(y)
-        if labels.dtype.kind not in "iu":
-            raise TypeError(f"fit: {argument} must be integers, the classes, for softmax_cross_entropy, not {labels.dtype}")
         shape, classes = (len(labels), *outputs.shape[1:-1]), outputs.shape[-1]
         if labels.shape != shape:
-            raise ValueError(f"fit: {argument} must have shape {shape}, a class for each row, not {labels.shape}")
+            hint = ": argmax(-1) makes classes of rows with a single 1" if labels.shape == (*shape, classes) else ""
+            raise ValueError(f"fit: {argument} must have shape {shape}, a class for each row, not {labels.shape}{hint}")
+        kind = labels.dtype.kind
+        if kind not in "iu":
+            came = f"{labels.dtype}: {_HINTS[kind]}" if kind in _HINTS else labels.dtype
+            raise TypeError(f"fit: {argument} must be integers, the classes, for softmax_cross_entropy, not {came}")
         wrong = labels[(labels < 0) | (labels >= classes)]
         if wrong.size:
-            raise ValueError(f"fit: {argument} must be from 0 to {classes - 1} for {classes} outputs, not {wrong[0]}")
+            hint = "for one output there is sigmoid_cross_entropy" if classes == 1 else "classes count from 0"
+            raise ValueError(f"fit: {argument} must be from 0 to {classes - 1} for {classes} outputs, not {wrong[0]}: {hint}")
         return labels.astype(np.int64, copy=False)
 
     def __call__(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
@@ -118,7 +129,8 @@ class SigmoidCrossEntropy(_Numbers):
         return values
 
     def terms(self, outputs: np.ndarray, targets: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        losses = targets * fastrelu.softplus(-outputs) + (1 - targets) * fastrelu.softplus(outputs)
+        with np.errstate(all="ignore"):  # a network that has run away
+            losses = targets * fastrelu.softplus(-outputs) + (1 - targets) * fastrelu.softplus(outputs)
         dy = fastrelu.sigmoid(outputs, out=self._place(outputs))
         dy -= targets
         dy /= max(rows * math.prod(dy.shape[1:]), 1)
@@ -134,9 +146,10 @@ class MeanSquaredError(_Numbers):
     has_accuracy = has_range = False
 
     def terms(self, outputs: np.ndarray, targets: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        dy = np.subtract(outputs, targets, out=self._place(outputs))
-        losses = np.square(dy, dtype=np.float64 if dy.dtype == np.float64 else np.float32)
-        dy *= 2 / max(rows * math.prod(dy.shape[1:]), 1)
+        with np.errstate(all="ignore"):  # a network that has run away
+            dy = np.subtract(outputs, targets, out=self._place(outputs))
+            losses = np.square(dy, dtype=np.float64 if dy.dtype == np.float64 else np.float32)
+            dy *= 2 / max(rows * math.prod(dy.shape[1:]), 1)
         return losses, dy
 
 

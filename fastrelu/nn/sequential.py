@@ -111,7 +111,7 @@ class Sequential(Layer):
         super().__init__()
         for i, layer in enumerate(layers):
             if isinstance(layer, type) or not (callable(getattr(layer, "forward", None)) and hasattr(layer, "backward")):
-                raise TypeError(f"Sequential: layer {i} must have the methods forward and backward, not be {_shown(layer)}")
+                raise TypeError(f"Sequential: layer {i} must have the methods forward and backward, not be {shown(layer)}")
             if any(layer is other for other in layers[:i]):
                 raise ValueError(f"Sequential: layer {i}, {layer!r}, is there twice; each must be an object of its own")
         self.layers = layers
@@ -199,7 +199,13 @@ class Sequential(Layer):
         # From the last stage that makes an array on, the array may be the result.
         end = max((i for i, stage in enumerate(self._stages) if stage.makes), default=0) if escapes else len(self._stages)
         for i, stage in enumerate(self._stages):
-            x = stage.forward(x, keep and self._reuses and i < end, keep)
+            try:
+                x = stage.forward(x, keep and self._reuses and i < end, keep)
+            except (TypeError, ValueError) as error:
+                if not stage.is_own or type(error) not in (TypeError, ValueError):
+                    raise
+                number = next(i for i, layer in enumerate(self.layers) if layer is stage.layer)
+                raise type(error)(f"Sequential: layer {number}, {error}") from None
         if keep:
             self._kept = True
         return x
@@ -244,5 +250,8 @@ def _can_be_fused(layer: Any) -> bool:
     return type(layer) in FUSED and not layer.copy and not layer.inplace
 
 
-def _shown(value: Any) -> str:
-    return f"the type {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+def shown(value: Any) -> str:
+    """What stands where an object should, in words."""
+    if isinstance(value, type):
+        return f"the type {value.__name__}: write {value.__name__}()"
+    return "a list: write *layers" if isinstance(value, list) else f"a {type(value).__name__}"

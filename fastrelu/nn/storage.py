@@ -66,6 +66,10 @@ def save(model: Sequential, path: str | os.PathLike[str]) -> None:
         with open(temporary, "wb") as file:
             np.savez(file, architecture=np.array(text), **arrays)  # type: ignore[arg-type]  # all names are free
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is not None:
+            error.filename = str(path)  # not that of the temporary file
+        raise
     finally:
         with suppress(OSError):
             os.unlink(temporary)
@@ -92,6 +96,9 @@ def load(path: str | os.PathLike[str]) -> Sequential:
         If it cannot be read.
     """
     try:
+        with open(path, "rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise ValueError("it is no archive")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         described = json.loads(str(arrays.pop("architecture")))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,10 +18,13 @@ from fastrelu.nn.data import Arrays, Batch, Data, InMemory, batches, check_rows,
 from fastrelu.nn.initial import generator, positive
 from fastrelu.nn.losses import LOSSES, Loss
 from fastrelu.nn.optimizers import Adam
-from fastrelu.nn.sequential import Sequential
+from fastrelu.nn.sequential import Sequential, shown
 from fastrelu.operands import plain_array
 
 __all__ = ["History", "fit"]
+
+
+_WHY_LOST = "x or y may have NaN or infinities, or the learning rate may be too large"
 
 
 class Optimizer(Protocol):
@@ -118,7 +123,7 @@ def fit(
     rng : int, numpy.random.Generator or None, optional
         Where the orders come from, or the seed.
     progress : bool, optional
-        Whether to show a progress bar, if tqdm is installed (``pip install fastrelu[progress]``) and somebody can see it.
+        Whether to show a progress bar, if tqdm is installed (``pip install "fastrelu[progress]"``) and somebody can see it.
 
     Returns
     -------
@@ -130,6 +135,11 @@ def fit(
     ------
     TypeError, ValueError
         If arguments do not fit together or to the model; nothing has been changed then.
+
+    Warns
+    -----
+    RuntimeWarning
+        If the loss of an epoch is NaN or infinite, once. Training goes on.
 
     Examples
     --------
@@ -155,9 +165,10 @@ def fit(
     orders = generator("fit", rng)
     if optimizer is None:
         optimizer = Adam()
-    elif not callable(getattr(optimizer, "step", None)):
-        raise TypeError(f"fit: optimizer must have a method step, as SGD and Adam have, not be a {type(optimizer).__name__}")
+    elif isinstance(optimizer, type) or not callable(getattr(optimizer, "step", None)):
+        raise TypeError(f"fit: optimizer must have a method step, as SGD and Adam have, not be {shown(optimizer)}")
     history = model.history = _empty(objective.has_accuracy, held_out is not None)
+    is_lost = False
     try:
         with _bar(-(-data.rows // batch_size) * epochs, progress) as bar:
             for _ in range(epochs):
@@ -167,6 +178,9 @@ def fit(
                     entries |= _validate(held_out, objective.has_accuracy)
                 for name, value in reversed(entries.items()):  # the loss last, which counts as a complete epoch
                     getattr(history, name).append(value)
+                if not (is_lost or math.isfinite(entries["loss"])):
+                    is_lost = True
+                    warnings.warn(f"fit: the loss has become {entries['loss']}: {_WHY_LOST}", RuntimeWarning, stacklevel=2)
                 if bar is not None:
                     bar.set_postfix(entries)
     finally:
@@ -201,7 +215,7 @@ def _data(words: str, x: Any, y: Any, model: Sequential, objective: Loss, shuffl
         return InChunks(words, x, y, model, objective, shuffle)
     x, y = plain_array("fit", f"{words}x", x), plain_array("fit", f"{words}y", y)
     check_rows(words, x.shape, y.shape)
-    return InMemory(x, objective.targets(f"{words}y", y, model.predict(x[:1])), model, objective)
+    return InMemory(x, objective.targets(f"{words}y", y, model.predict(x[:2])), model, objective)
 
 
 def _epoch(

@@ -112,10 +112,19 @@ def _conv2d(writer: _Writer, layer: Any) -> None:
         *inputs,
         kernel_shape=layer.kernel_size,
         strides=layer.stride,
-        pads=layer.padding * 2,
+        pads=_pads(layer),
         dilations=layer.dilation,
         group=layer.groups,
     )
+
+
+def _pads(layer: Any) -> tuple[int, ...]:
+    """Zeros before the rows and columns, and behind them."""
+    if not isinstance(layer.padding, str):
+        return tuple(layer.padding) * 2
+    sums = (d * (k - 1) if layer.padding == "same" else 0 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+    (top, bottom), (left, right) = ((total // 2, total - total // 2) for total in sums)
+    return top, left, bottom, right
 
 
 def _max_pool2d(writer: _Writer, layer: Any) -> None:

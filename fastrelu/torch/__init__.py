@@ -5,8 +5,15 @@
 >>> model = torch.nn.Sequential(torch.nn.Linear(784, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10))
 >>> model = replace_linear_relu(model)
 
-Needs PyTorch, which the extra ``fastrelu[torch]`` brings. `fastrelu.torch.functional` says what holds for all functions.
+Needs PyTorch (``pip install "fastrelu[torch]"``). `fastrelu.torch.functional` says what holds for all functions.
 """
+
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ImportError('fastrelu.torch needs PyTorch 2.5 or newer: pip install "fastrelu[torch]"') from None
 
 from fastrelu.torch.functional import (
     elu,

@@ -602,7 +602,7 @@ def test_without_onnx_the_error_says_what_to_install():
     sys.modules["onnx"] = None
     import fastrelu
     try:
-        fastrelu.onnx
+        import fastrelu.onnx
     except ImportError as error:
         print(error)
     """

@@ -42,6 +42,8 @@ LAYERS = {
     "Softplus": (nn.Softplus, (6,), ("N", 6)),
     "Conv2d": (lambda: biased(nn.Conv2d(4, 6, (3, 2), (2, 1), (1, 2), (1, 2), 2, rng=0)), (4, 9, 8), None),
     "Conv2d without bias": (lambda: nn.Conv2d(4, 6, 3, bias=False, rng=0), (4, 9, 8), None),
+    "Conv2d with the same size": (lambda: nn.Conv2d(4, 6, (3, 2), padding="same", dilation=(2, 1), rng=0), (4, 9, 8), None),
+    "Conv2d with all zeros left out": (lambda: nn.Conv2d(4, 6, 3, padding="valid", rng=0), (4, 9, 8), None),
     "Conv2dReLU": (lambda: biased(nn.Conv2dReLU(4, 6, 3, rng=0)), (4, 9, 8), None),
     "MaxPool2d": (lambda: nn.MaxPool2d(3, 2, 1), (4, 9, 8), None),
     "MaxPool2d with ceil_mode": (lambda: nn.MaxPool2d((2, 3), (2, 3), (1, 0), (1, 2), True), (4, 9, 8), None),
