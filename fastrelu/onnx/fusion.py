@@ -31,12 +31,11 @@ class Step:
 def steps(graph: Graph, given: Collection[str]) -> tuple[list[Step], dict[str, ndarray]]:
     """The steps of a graph whose values `given` are arguments of a call, and the constants; nothing that is not needed."""
     constants = {name: array for name, array in graph.constants.items() if name not in given}
-    nodes = [replace(node, constants=constants) for node in graph.nodes]
-    for node in nodes:
-        check(node)
+    wanted = [value.name for value in graph.outputs]
+    nodes = _needed([replace(node, constants=constants) for node in graph.nodes], wanted)
+    check(nodes)
     types = {value.name: value.dtype for value in (*graph.inputs, *graph.defaults) if value.name in given}
-    nodes = _folded(_needed(nodes, [value.name for value in graph.outputs]), constants, types)
-    return _fused(nodes, [value.name for value in graph.outputs]), constants
+    return _fused(_folded(nodes, constants, types), wanted), constants
 
 
 def _needed(nodes: Iterable[Node], wanted: Iterable[str]) -> list[Node]:
@@ -44,7 +43,7 @@ def _needed(nodes: Iterable[Node], wanted: Iterable[str]) -> list[Node]:
     names, kept = set(wanted), []
     for node in reversed([*nodes]):
         if names.intersection(node.outputs):
-            names.update(node.inputs)
+            names.update(filter(None, node.inputs))  # one that is left out has no name, like an output
             kept.append(node)
     return kept[::-1]
 

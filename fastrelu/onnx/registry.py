@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import onnx.defs
 
 from fastrelu.onnx.graph import Node
 
@@ -64,13 +66,49 @@ def supported() -> list[str]:
     return sorted(_TABLE)
 
 
-def check(node: Node) -> None:
-    """Refuse a node that has an operator, or more outputs, than there are."""
-    if node.operator not in _TABLE:
-        raise node.refuse(f"has an operator that is not supported; supported are {', '.join(supported())}")
+def check(nodes: Collection[Node]) -> None:
+    """Refuse nodes whose operators there are not, all in one sentence, and those that are not as ONNX defines them."""
+    missing: dict[str, Node] = {}
+    for node in nodes:
+        if node.operator not in _TABLE:
+            missing.setdefault(node.operator, node)
+    if missing:
+        what = "have operators that are" if len(missing) > 1 else "has an operator that is"
+        where = ", ".join(map(str, missing.values()))
+        raise NotImplementedError(f"load: {where} {what} not supported; supported are {', '.join(supported())}")
+    for node in nodes:
+        _check_form(node)
+
+
+def _check_form(node: Node) -> None:
+    """Refuse a node that has other attributes, inputs or outputs than its operator."""
+    domain, _, name = node.operator.rpartition(".")
+    try:
+        schema = onnx.defs.get_schema(name, node.version, domain)
+    except onnx.defs.SchemaError:
+        raise ValueError(f"load: {node} has an operator that version {node.version} of the operator set has not") from None
+    for attribute in node.attributes:
+        if attribute not in schema.attributes:
+            raise ValueError(f"load: {node} has the attribute {attribute}, which there is not in version {node.version}")
+    for attribute, form in schema.attributes.items():
+        if form.required and attribute not in node.attributes:
+            raise ValueError(f"load: {node} needs the attribute {attribute}")
+    count = len(node.inputs)
+    if not schema.min_input <= count <= schema.max_input or any(not name for name in node.inputs[: schema.min_input]):
+        raise ValueError(f"load: {node} must take {_range(schema.min_input, schema.max_input)}, not {count} inputs")
     most = _TABLE[node.operator][2]
-    if len([name for name in node.outputs[most:] if name]):
+    if any(node.outputs[most:]):
         raise node.refuse(f"has {len(node.outputs)} outputs; supported is the first" + f" {most}" * (most > 1))
+
+
+def _range(least: int, most: int) -> str:
+    if least == most:
+        return str(least)
+    return f"{least} to {most}" if most < ANY else f"at least {least}"
+
+
+ANY = 2**31 - 1
+"""What ONNX has for any number of inputs or outputs."""
 
 
 def build(node: Node) -> Kernel:

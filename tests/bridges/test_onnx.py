@@ -65,7 +65,22 @@ def test_weights_in_a_file_of_their_own_are_found_beside_the_path_only(tmp_path)
         load(path.read_bytes())
 
 
-@pytest.mark.parametrize("source", [b"", b"no model", io.BytesIO(b"\x00\x01")], ids=["empty", "text", "file"])
+def test_weights_that_are_missing_or_damaged_are_told(tmp_path):
+    model, _, _ = mlp()
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=0)
+    (tmp_path / "weights").unlink()
+    with pytest.raises(ValueError, match=r"^load: the file '.*model.onnx' has weights that cannot be read: "):
+        load(path)
+    model, _, _ = mlp()
+    model.graph.initializer[0].raw_data = b"123"
+    with pytest.raises(ValueError, match=r"^load: initializer w0 cannot be read: "):
+        load(model)
+
+
+@pytest.mark.parametrize(
+    "source", [b"", b"no model", io.BytesIO(b"\x00\x01"), onnx.ModelProto()], ids=["empty", "text", "file", "object"]
+)
 def test_what_is_no_model_is_refused(source):
     with pytest.raises(ValueError, match="load: model must"):
         load(source)
@@ -570,6 +585,70 @@ def test_what_is_not_supported_is_refused_when_it_is_loaded(name):
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     with pytest.raises(NotImplementedError, match=f"^load: {message}"):
         load(model)
+
+
+def test_all_operators_that_are_not_supported_are_named_at_once():
+    nodes = [("Acosh", "x", "a"), ("Relu", "a", "b"), ("Asin", "b", "c"), ("Asin", "c", "y")]
+    with pytest.raises(
+        NotImplementedError, match=r"^load: node number 0 \(Acosh\), node number 2 \(Asin\) have operators that"
+    ):
+        load(model_of(nodes, {"x": (1,)}))
+
+
+def test_nodes_that_nothing_needs_are_not_looked_at():
+    model = model_of([("Acosh", "x", "a"), ("Neg", "missing", "b")], {"x": (3,)}, {"high": np.float32(0.5)})
+    model.graph.node.append(
+        helper.make_node("Clip", ["x", "", "high"], ["y"])
+    )  # an input without a name like that of an output
+    model.graph.node.insert(0, helper.make_node("Asin", ["x"], [""]))
+    assert calls(load(model)) == ["NumPy"]
+
+
+INVALID = {
+    "an attribute": ([("Relu", "x", "y", {"alpha": 1.0})], "has the attribute alpha, which there is not in version 17"),
+    "no attribute": ([("Concat", "x x", "y")], "needs the attribute axis"),
+    "one input": ([("Relu", "x x", "y")], "must take 1, not 2 inputs"),
+    "two inputs": ([("Add", "x", "y")], "must take 2, not 1 inputs"),
+    "more inputs": ([("Gemm", "x", "y")], "must take 2 to 3, not 1 inputs"),
+    "any inputs": ([("Concat", "", "y", {"axis": 0})], "must take at least 1, not 0 inputs"),
+    "a cycle": ([("Add", "x b", "a"), ("Relu", "a", "y"), ("Relu", "a", "b")], "needs 'b', which neither an input nor a node"),
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_nodes_that_are_not_as_onnx_defines_them_are_refused(name):
+    nodes, message = INVALID[name]
+    with pytest.raises(ValueError, match=rf"^load: node number 0 \({nodes[0][0]}\) {message}"):
+        load(model_of(nodes, {"x": (3,)}))
+
+
+def test_an_operator_of_a_later_version_is_refused():
+    with pytest.raises(ValueError, match=r"^load: node number 0 \(Expand\) has an operator that version 7 of the operator set"):
+        load(model_of([("Expand", "x s", "y")], {"x": (3,)}, {"s": np.array([2, 3])}, opset=7))
+
+
+def test_a_value_that_is_given_twice_is_refused():
+    twice = [("Relu", "x", "y"), ("Neg", "x", "y")]
+    with pytest.raises(ValueError, match=r"^load: 'y' must be given once, not by 2 inputs, initializers or nodes"):
+        load(model_of(twice, {"x": (3,)}))
+    with pytest.raises(ValueError, match=r"^load: 'w' must be given once"):
+        load(model_of([("Relu", "x", "w"), ("Neg", "w", "y")], {"x": (3,)}, {"w": normal(3)}))
+    with pytest.raises(ValueError, match=r"^load: 'x' must be given once"):
+        load(model_of([("Relu", "y", "x")], {"x": (3,)}))
+
+
+def test_versions_that_nobody_knows_yet_are_refused():
+    model = model_of([("Relu", "x", "y")], {"x": (3,)})
+    model.opset_import[0].version = 999
+    with pytest.raises(NotImplementedError, match=r"^load: model needs version 999 of the operator set; the package onnx that"):
+        load(model)
+
+
+def test_a_negative_length_is_any():
+    model = model_of([("Relu", "x", "y")], {"x": (3, 2)})
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    assert load(model).inputs[0].shape == (None, 2)
+    assert load(model)(normal(5, 2)).shape == (5, 2)
 
 
 def test_types_that_are_not_supported_are_refused():
