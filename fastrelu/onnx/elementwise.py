@@ -17,7 +17,7 @@ __all__ = ["ACTIVATIONS", "LEGACY", "activation", "apply"]
 
 ACTIVATIONS = {
     "Relu": ("relu", None),
-    "LeakyRelu": ("leaky_relu", 0.01),
+    "LeakyRelu": ("leaky_relu", float(np.float32(0.01))),  # attributes are float32
     "Elu": ("elu", 1.0),
     "Sigmoid": ("sigmoid", None),
     "Tanh": ("tanh", None),
@@ -158,9 +158,9 @@ def _clip(node: Node) -> Callable[..., Any]:
 
     def clip(x: ndarray, low: Any = None, high: Any = None) -> Any:
         low, high = least if low is None else low, most if high is None else high
-        if low is not None:
-            x = np.maximum(x, np.asarray(low, x.dtype))
-        return x.copy() if low is high is None else x if high is None else np.minimum(x, np.asarray(high, x.dtype))
+        # In this order: where low > high, the result is high.
+        y = x.copy() if low is None else np.maximum(x, np.asarray(low, x.dtype))
+        return y if high is None else np.minimum(y, np.asarray(high, x.dtype))
 
     return clip
 

@@ -17,10 +17,11 @@ __all__ = ["numbers"]
 
 def numbers(node: Node, attribute: str, i: int) -> Callable[[tuple[Any, ...]], list[int] | None]:
     """Whole numbers that are an attribute in old versions and an input in new ones, as a function of all inputs."""
-    if attribute in node.attributes:
-        value = [int(one) for one in node.attributes[attribute]]
-        return lambda inputs: value
-    return lambda inputs: None if len(inputs) <= i or inputs[i] is None else [int(one) for one in inputs[i].ravel()]
+    found = node.get(attribute, node.constant(i))
+    if found is not None:
+        fixed: list[int] = np.ravel(found).tolist()
+        return lambda inputs: fixed
+    return lambda inputs: None if len(inputs) <= i or inputs[i] is None else inputs[i].ravel().tolist()
 
 
 @operator("Identity", view=True)
@@ -108,9 +109,10 @@ def _concat(node: Node) -> Callable[..., Any]:
     return lambda *arrays: np.concatenate(arrays, axis)
 
 
-@operator("Expand", view=True)
+@operator("Expand")
 def _expand(node: Node) -> Callable[..., Any]:
-    return lambda x, shape: np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(int(n) for n in shape)))
+    # A copy: each element of a result has memory of its own.
+    return lambda x, shape: np.broadcast_to(x, np.broadcast_shapes(x.shape, shape.tolist())).copy()
 
 
 @operator("Shape")
