@@ -18,7 +18,7 @@ import onnx.inliner
 from numpy import ndarray
 from onnx import numpy_helper
 
-__all__ = ["Graph", "Node", "Value", "dtype_of", "read"]
+__all__ = ["Graph", "Node", "Value", "attribute_of", "dtype_of", "read"]
 
 _NAMES = {
     "FLOAT": "float32",
@@ -92,7 +92,7 @@ class Node:
         return f"node {self.name} ({self.operator})"
 
     def get(self, attribute: str, default: Any = None) -> Any:
-        """An attribute, or its default."""
+        """An attribute; `default` if it is not given and ONNX has no value for it."""
         return self.attributes.get(attribute, default)
 
     def has(self, i: int) -> bool:
@@ -253,11 +253,11 @@ def _node(proto: Any, i: int, versions: Mapping[str, int], constants: Mapping[st
     name = repr(proto.name) if proto.name else f"number {i}"
     if domain not in versions:
         raise ValueError(f"load: node {name} ({operator}) is of the domain {domain}, of which the model imports no version")
-    attributes = {a.name: _attribute(a, f"node {name} ({operator})") for a in proto.attribute}
+    attributes = {a.name: attribute_of(a, f"node {name} ({operator})") for a in proto.attribute}
     return Node(operator, name, tuple(proto.input), tuple(proto.output), attributes, versions[domain], constants)
 
 
-def _attribute(attribute: Any, what: str) -> Any:
+def attribute_of(attribute: Any, what: str) -> Any:
     """The value of an attribute; what no supported operator takes stays as it is."""
     if attribute.ref_attr_name:
         raise ValueError(f"load: {what} refers to an attribute {attribute.ref_attr_name} of a function that is not there")

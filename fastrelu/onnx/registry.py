@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import onnx.defs
 
-from fastrelu.onnx.graph import Node
+from fastrelu.onnx.graph import Node, attribute_of
 
 __all__ = ["Kernel", "build", "operator", "supported"]
 
@@ -66,8 +66,11 @@ def supported() -> list[str]:
     return sorted(_TABLE)
 
 
-def check(nodes: Collection[Node]) -> None:
-    """Refuse nodes whose operators there are not, all in one sentence, and those that are not as ONNX defines them."""
+def checked(nodes: Collection[Node]) -> list[Node]:
+    """The nodes with the attributes that ONNX has a value for.
+
+    Nodes whose operators there are not are refused, all in one sentence, and those that are not as ONNX defines them.
+    """
     missing: dict[str, Node] = {}
     for node in nodes:
         if node.operator not in _TABLE:
@@ -76,12 +79,10 @@ def check(nodes: Collection[Node]) -> None:
         what = "have operators that are" if len(missing) > 1 else "has an operator that is"
         where = ", ".join(map(str, missing.values()))
         raise NotImplementedError(f"load: {where} {what} not supported; supported are {', '.join(supported())}")
-    for node in nodes:
-        _check_form(node)
+    return [_completed(node) for node in nodes]
 
 
-def _check_form(node: Node) -> None:
-    """Refuse a node that has other attributes, inputs or outputs than its operator."""
+def _completed(node: Node) -> Node:
     domain, _, name = node.operator.rpartition(".")
     try:
         schema = onnx.defs.get_schema(name, node.version, domain)
@@ -90,15 +91,19 @@ def _check_form(node: Node) -> None:
     for attribute in node.attributes:
         if attribute not in schema.attributes:
             raise ValueError(f"load: {node} has the attribute {attribute}, which there is not in version {node.version}")
+    implied = {}
     for attribute, form in schema.attributes.items():
         if form.required and attribute not in node.attributes:
             raise ValueError(f"load: {node} needs the attribute {attribute}")
+        if form.default_value.name:
+            implied[attribute] = attribute_of(form.default_value, str(node))
     count = len(node.inputs)
     if not schema.min_input <= count <= schema.max_input or any(not name for name in node.inputs[: schema.min_input]):
         raise ValueError(f"load: {node} must take {_range(schema.min_input, schema.max_input)}, not {count} inputs")
     most = _TABLE[node.operator][2]
     if any(node.outputs[most:]):
         raise node.refuse(f"has {len(node.outputs)} outputs; supported is the first" + f" {most}" * (most > 1))
+    return replace(node, attributes=implied | dict(node.attributes))
 
 
 def _range(least: int, most: int) -> str:

@@ -4,6 +4,7 @@ import io
 import pickle
 import textwrap
 import threading
+from collections import OrderedDict
 from itertools import pairwise
 
 import numpy as np
@@ -191,6 +192,16 @@ def test_gemm_with_all_attributes(c, is_constant):
     assert (np.abs(load(model)(arrays) - expected) <= allowed).all()
 
 
+def test_gemm_without_a_part_of_c_ignores_what_is_infinite_there():
+    a, b, c = normal(3, 6), normal(6, 5), np.full(5, np.inf, "f4")
+    nodes = [("Gemm", "a b c", "y", {"beta": 0.0})]
+    for model, arrays in (
+        (model_of(nodes, {"a": (3, 6)}, {"b": b, "c": c}), (a,)),
+        (model_of(nodes, {"a": (3, 6), "b": (6, 5), "c": (5,)}), (a, b, c)),
+    ):
+        assert_array_equal(load(model)(*arrays), fastrelu.linear(a, b))
+
+
 def test_gemm_of_integers():
     a, b = np.arange(6, dtype="i4").reshape(2, 3), np.arange(12, dtype="i4").reshape(3, 4)
     spec = {"a": (TensorProto.INT32, (2, 3)), "b": (TensorProto.INT32, (3, 4))}
@@ -263,6 +274,45 @@ def test_a_normalization_behind_a_convolution_disappears():
     model = model_of(nodes, {"x": (2, 2, 6, 6)}, constants)
     assert calls(load(model)) == ["conv2d_relu"]
     assert_allclose(load(model)(x), onnxruntime_outputs(model, x=x)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("c", "steps"), [((1,), 1), ((1, 4), 1), ((1, 1, 4), 3)], ids=str)
+def test_a_normalization_behind_a_gemm_disappears_where_its_axis_is_the_last(c, steps):
+    w, b, x = normal(6, 4), normal(4, seed=1), normal(3, 6, seed=2)
+    channels = 4 if len(c) < 3 else 3
+    names = ("scale", "shift", "mean", "variance")
+    constants = {"w": w, "b": b, "c": normal(*c, seed=8)}
+    constants |= {name: np.abs(normal(channels, seed=i)) + 0.1 for i, name in enumerate(names)}
+    nodes = [
+        ("Gemm", "x w b", "p"),
+        ("Add", "p c", "q"),
+        ("BatchNormalization", f"q {' '.join(names)}", "z"),
+        ("Relu", "z", "y"),
+    ]
+    model = model_of(nodes, {"x": (3, 6)}, constants)
+    assert len(calls(load(model))) == steps
+    assert_allclose(load(model)(x), onnxruntime_outputs(model, x=x)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_normalization_behind_a_product_of_any_axes_stays():
+    names = ("scale", "shift", "mean", "variance")
+    constants = {"w": normal(6, 4)} | {name: np.abs(normal(3, seed=i)) + 0.1 for i, name in enumerate(names)}
+    model = model_of([("MatMul", "x w", "p"), ("BatchNormalization", f"p {' '.join(names)}", "y")], {"x": (2, 3, 6)}, constants)
+    x = normal(2, 3, 6, seed=2)
+    assert_allclose(load(model)(x), onnxruntime_outputs(model, x=x)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [("y",), ("y", "m"), ("y", "m", "v")], ids=len)
+def test_a_normalization_for_training_has_as_many_outputs_as_are_wanted(outputs):
+    x = normal(3, 4)
+    nodes = [("BatchNormalization", "x one zero zero one", " ".join(outputs), {"training_mode": 1})]
+    constants = {"one": np.ones(4, "f4"), "zero": np.zeros(4, "f4")}
+    results = load(model_of(nodes, {"x": (3, 4)}, constants, outputs=outputs))(x)
+    results = results if isinstance(results, tuple) else (results,)
+    expected = ((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5), 0.1 * x.mean(0), 0.9 + 0.1 * x.var(0))
+    for result, wanted in zip(results, expected, strict=False):
+        assert_allclose(result, wanted, rtol=1e-4, atol=1e-6)
+    assert len(results) == len(outputs)
 
 
 POOLS = {
@@ -390,6 +440,14 @@ def test_results_are_new_arrays(nodes):
     assert_array_equal(y, x.T if len(nodes) == 2 else x)
 
 
+def test_a_result_of_any_shape_can_be_written_to():
+    nodes = [("Relu", "x", "r"), ("Shape", "s", "n"), ("Expand", "r n", "y")]
+    model = load(model_of(nodes, {"x": (TensorProto.FLOAT, (3,)), "s": (TensorProto.FLOAT, (2, 3))}))
+    y = model(normal(3), normal(2, 3))
+    y[0] = 7
+    assert_array_equal(y[1], np.maximum(normal(3), 0))
+
+
 def test_constants_and_values_that_come_out_twice_are_new_arrays():
     w = normal(3)
     nodes = [("Relu", "x", "y"), ("Identity", "w", "c"), ("Identity", "y", "z")]
@@ -422,7 +480,8 @@ TWO = [("Sub", "a b", "y")]
 def test_inputs_by_position_name_and_dict():
     model = load(model_of(TWO, {"a": ("N", 2), "b": ("N", 2)}))
     a, b = normal(3, 2), normal(3, 2, seed=1)
-    for y in (model(a, b), model(a, b=b), model(b=b, a=a), model({"a": a, "b": b}), model({"a": a}, b=b)):
+    mapping = OrderedDict(a=a, b=b)
+    for y in (model(a, b), model(a, b=b), model(b=b, a=a), model({"a": a, "b": b}), model({"a": a}, b=b), model(mapping)):
         assert_array_equal(y, a - b)
     assert [str(value) for value in model.inputs] == ["a float32 (N, 2)", "b float32 (N, 2)"]
 
@@ -459,7 +518,10 @@ def test_wrong_arguments_are_told(arrays, named, message):
 def test_floats_are_not_made_integers():
     model = load(model_of([("Relu", "x", "y")], {"x": (TensorProto.INT32, (2,))}, output_type=TensorProto.INT32))
     assert_array_equal(model([-1, 2]), [0, 2])
-    with pytest.raises(TypeError, match="model: input x must be of type int32 or one that fits it, not float64"):
+    assert_array_equal(model(np.array([True, False])), [1, 0])
+    with pytest.raises(ValueError, match=r"^model: input x must be within the range of int32, not 1099511627776"):
+        model([2**40, 3])
+    with pytest.raises(TypeError, match=r"model: input x must be of type int32 or one that fits it, not float64"):
         model([-1.0, 2.0])
 
 
@@ -512,6 +574,13 @@ def test_a_pickle_is_the_same_model():
     model, _, _ = mlp()
     x = normal(3, 20)
     assert_array_equal(pickle.loads(pickle.dumps(load(model)))(x), load(model)(x))
+
+
+def test_the_defaults_of_attributes_are_float32_as_onnx_has_them():
+    x = -(normal(5, dtype="f8") ** 2)
+    spec = {"x": (TensorProto.DOUBLE, (5,))}
+    model = model_of([("LeakyRelu", "x", "y")], spec, output_type=TensorProto.DOUBLE)
+    assert_array_equal(load(model)(x), x * np.float64(np.float32(0.01)))
 
 
 def test_float64_stays():
