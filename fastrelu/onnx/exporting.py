@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,12 @@ def _activation(operator: str) -> Callable[[_Writer, Any], None]:
         writer.value = writer.node(operator, writer.value, **alpha)
 
     return write
+
+
+def _leaky_relu(writer: _Writer, layer: Any) -> None:
+    """An attribute is a float32; where more digits count, alpha is a weight."""
+    is_exact = writer.dtype != np.float64 or float(np.float32(layer.alpha)) == layer.alpha
+    (_activation("LeakyRelu") if is_exact else _prelu)(writer, layer)
 
 
 def _prelu(writer: _Writer, layer: Any) -> None:
@@ -176,7 +183,7 @@ _LAYERS: dict[type, Callable[[_Writer, Any], None]] = {
     nn.Flatten: _flatten,
     nn.Sequential: _sequential,
     nn.ReLU: _activation("Relu"),
-    nn.LeakyReLU: _activation("LeakyRelu"),
+    nn.LeakyReLU: _leaky_relu,
     nn.PReLU: _prelu,
     nn.ELU: _activation("Elu"),
     nn.Sigmoid: _activation("Sigmoid"),
@@ -249,6 +256,17 @@ def _inferred_output(model: Any) -> Any:
     return inferred.graph.output[0]
 
 
+def _write_file(model: Any, path: str, is_large: bool) -> None:
+    if not is_large:
+        onnx.save(model, path)
+        return
+    data = f"{path}.data"
+    with suppress(FileNotFoundError):
+        os.remove(data)  # onnx would append to it
+    onnx.save(model, path, save_as_external_data=True, location=os.path.basename(data))
+    onnx.load_external_data_for_model(model, os.path.dirname(path) or ".")  # onnx has moved the weights to the file
+
+
 def export(
     model: Any,
     path: str | os.PathLike[str] | None = None,
@@ -284,6 +302,11 @@ def export(
         If a layer is not of `fastrelu.nn`, or an argument has the wrong type.
     ValueError
         If the input cannot be told, or the version is too old.
+
+    Notes
+    -----
+    What `load` makes of it gives the bits of the model, with two exceptions. ONNX keeps the alpha of ELU as float32, which
+    matters in float64; and EmbeddingMean is a gather and a mean, in another order of sums.
 
     Examples
     --------
@@ -325,9 +348,7 @@ def export(
     if not is_large:
         onnx.checker.check_model(made, full_check=True)
     if path is not None:
-        path = os.fspath(path)
-        data = {"save_as_external_data": True, "location": f"{os.path.basename(path)}.data"} if is_large else {}
-        onnx.save(made, path, **data)
+        _write_file(made, os.fspath(path), is_large)
     return made
 
 

@@ -147,6 +147,33 @@ def test_the_activation_behind_a_convolution_is_fused_with_the_same_bits(operato
     assert_array_equal(model(x), function(z.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2))
 
 
+def test_a_pipeline_as_scikit_learn_is_converted():
+    """A scaler, an MLPClassifier of two classes, and its labels, in the nodes that skl2onnx writes."""
+    ml = {"domain": "ai.onnx.ml"}
+    constants = {f"w{i}": normal(k, n, seed=i) for i, (k, n) in enumerate(pairwise((20, 16, 1)))}
+    constants |= {f"b{i}": normal(1, n, seed=9 + i) for i, n in enumerate((16, 1))}
+    constants |= {"one": np.float32(1), "labels": np.array([7, -3], "i4"), "flat": np.array([-1])}
+    constants["b1"] -= 10  # some rows of each class
+    offset, scale = normal(20, seed=5).tolist(), (np.abs(normal(20, seed=6)) + 0.5).tolist()
+    nodes = [
+        ("Scaler", "x", "scaled", ml | {"offset": offset, "scale": scale}),
+        ("Cast", "scaled", "cast", {"to": TensorProto.FLOAT}),
+        *[("MatMul", "cast w0", "p0"), ("Add", "p0 b0", "z0"), ("Relu", "z0", "a0")],
+        *[("MatMul", "a0 w1", "p1"), ("Add", "p1 b1", "z1"), ("Sigmoid", "z1", "a1")],
+        *[("Sub", "one a1", "other"), ("Concat", "other a1", "probabilities", {"axis": 1})],
+        *[("ArgMax", "probabilities", "best", {"axis": 1}), ("ArrayFeatureExtractor", "labels best", "found", ml)],
+        *[("Reshape", "found flat", "row"), ("Cast", "row", "label", {"to": TensorProto.INT64})],
+    ]
+    model = model_of(nodes, {"x": ("N", 20)}, constants, outputs=("probabilities",))
+    model.graph.output.append(helper.make_tensor_value_info("label", TensorProto.INT64, None))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    x = normal(9, 20, seed=7)
+    (probabilities, label), expected = load(model)(x), onnxruntime_outputs(model, x=x)
+    assert_allclose(probabilities, expected[0], rtol=1e-4, atol=1e-6)
+    assert_array_equal(label, expected[1])
+    assert set(label) == {7, -3}
+
+
 def test_a_value_that_is_read_twice_or_put_out_is_not_fused_away():
     w, x = normal(6, 5), normal(3, 6, seed=2)
     z = fastrelu.linear(x, w)
