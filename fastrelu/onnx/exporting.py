@@ -23,8 +23,10 @@ from fastrelu.operations import FLOATS, HALVES
 
 __all__ = ["export", "save"]
 
-OPSET, OPSET_BFLOAT16 = 17, 22
-"""The operator set that is written unless another is asked for; all operators take bfloat16 from the second on."""
+OLDEST, OPSET, OPSET_22 = 13, 17, 22
+"""Versions of the operator set: the oldest that can be written; what is written unless another is asked for; from which on all
+operators take bfloat16, and ``ceil_mode`` does not count windows that begin behind the image.
+"""
 # Beyond this a file of protobuf cannot be read, and weights go to a file beside it.
 _LARGEST = 2**31 - 2**20
 
@@ -289,7 +291,8 @@ def export(
     dtype : dtype, optional
         Type of x in a model without parameters, by default float32.
     opset : int, optional
-        Version of the operator set: 17 by default, 22 with bfloat16; at least 13.
+        Version of the operator set, at least 13 and by default 17; with ``ceil_mode`` at least 22, which is the default for
+        bfloat16 too.
 
     Returns
     -------
@@ -318,13 +321,15 @@ def export(
     found, shape = _input(model, input_shape, dtype)
     types = {found, *(p.dtype for layer in _all_layers(model) for p in getattr(layer, "parameters", {}).values())}
     has_bfloat16 = any(t.name == "bfloat16" for t in types)
+    has_ceil_mode = any(isinstance(layer, nn.MaxPool2d) and layer.ceil_mode for layer in _all_layers(model))
     if opset is None:
-        opset = OPSET_BFLOAT16 if has_bfloat16 else OPSET
+        opset = OPSET_22 if has_bfloat16 or has_ceil_mode else OPSET
     if isinstance(opset, bool) or not isinstance(opset, int):
         raise TypeError(f"export: opset must be an integer, not {type(opset).__name__}")
     most = onnx.defs.onnx_opset_version()
-    if not 13 <= opset <= most:
-        raise ValueError(f"export: opset must be 13 to {most}, not {opset}")
+    oldest, why = (OPSET_22, " for MaxPool2d with ceil_mode") if has_ceil_mode else (OLDEST, "")
+    if not oldest <= opset <= most:
+        raise ValueError(f"export: opset must be {oldest} to {most}{why}, not {opset}")
     if found.name not in (*FLOATS, "int64"):
         raise TypeError(f"export: dtype must be a float type, not {found}")
     writer = _Writer(len(shape), found, opset)

@@ -146,6 +146,12 @@ def test_large_weights_go_to_a_file_of_their_own(tmp_path, monkeypatch):
     assert_array_equal(load(tmp_path / "large.onnx")(x), network.predict(x))
 
 
+def test_windows_that_begin_behind_the_image_are_not_counted_in_the_shapes():
+    pool = nn.MaxPool2d(1, 2, ceil_mode=True)  # the third window of 4 points would begin behind them
+    network = nn.Sequential(pool, nn.Flatten(), biased(nn.Linear(4, 3, rng=0)))
+    check(network, normal(3, 1, 4, 4), ("N", 1, 4, 4), product=200)
+
+
 @pytest.mark.parametrize("opset", [13, 17, 21])
 def test_versions_of_the_operator_set(opset):
     network = nn.Sequential(nn.Conv2d(1, 3, 3, rng=0), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 5, rng=1))
@@ -193,6 +199,12 @@ class Own:
         (nn.ReLU(), {}, ValueError, "export: input_shape must be given, since the first layer does not tell what it reads"),
         (nn.ReLU(), {"input_shape": 3}, TypeError, "export: input_shape must be a tuple of integers, names and None, not 3"),
         (nn.Linear(2, 3), {"opset": 12}, ValueError, "export: opset must be 13 to [0-9]+, not 12"),
+        (
+            nn.MaxPool2d(2, ceil_mode=True),
+            {"opset": 21},
+            ValueError,
+            "export: opset must be 22 to [0-9]+ for MaxPool2d with ceil_mode",
+        ),
         (nn.Linear(2, 3), {"opset": 17.0}, TypeError, "export: opset must be an integer, not float"),
         (
             nn.ReLU(),
