@@ -141,6 +141,8 @@ def test_run_node_runs_one_node():
     a, b = np.ones((2, 3), "f4"), np.arange(12, dtype="f4").reshape(4, 3)
     (y,) = backend.run_node(node, [a, b], opset_version=13)
     assert_array_equal(y, a @ b.T)
+    assert_array_equal(backend.run_node(onnx.helper.make_node("Add", ["a", "a"], ["y"]), [a, a]).y, a + a)
+    assert_array_equal(backend.run_node(onnx.helper.make_node("Relu", ["x"], ["y"]), [[-1.0, 2.0]]).y, [0, 2])
 
 
 def test_run_model_gives_outputs_by_name_and_number():
