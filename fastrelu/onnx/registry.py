@@ -26,7 +26,7 @@ class Kernel:
     text : str
         For people.
     is_view : bool
-        Whether the result may share memory with an argument.
+        Whether the result may share memory with the first argument, and with no other.
     """
 
     function: Callable[..., Any]
@@ -49,7 +49,7 @@ def operator(*names: str, view: bool = False, outputs: int = 1) -> Callable[[F],
     *names : str
         Operators.
     view : bool
-        Whether the result may share memory with an input.
+        Whether the result may share memory with the first input, and with no other.
     outputs : int
         How many outputs it may have.
     """
