@@ -17,7 +17,16 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError('fastrelu.onnx needs the package onnx: pip install "fastrelu[onnx]"') from None
 
-from fastrelu.onnx import convolution, elementwise, pooling, products, reductions, shapes  # noqa: F401  # the operators
+from fastrelu.onnx import (  # noqa: F401  # the operators
+    convolution,
+    elementwise,
+    normalization,
+    pipelines,
+    pooling,
+    products,
+    reductions,
+    shapes,
+)
 from fastrelu.onnx.exporting import export, save
 from fastrelu.onnx.graph import Value
 from fastrelu.onnx.model import Model, load

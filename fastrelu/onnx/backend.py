@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy import ndarray
 from onnx import helper
@@ -71,15 +72,16 @@ class Backend(_Base):  # type: ignore[misc]
         """The outputs of one node."""
         super().run_node(node, inputs, device, outputs_info, **kwargs)
         numbers = {name: number for number, name in TYPES.items()}
-        names = [name for name in node.input if name]
-        values = [helper.make_tensor_value_info(n, numbers[a.dtype.name], a.shape) for n, a in zip(names, inputs, strict=True)]
-        types = [numbers[inputs[0].dtype.name] if inputs else 1] * len(node.output)
+        # One that the node takes twice is given twice.
+        arrays = {name: np.asarray(a) for name, a in zip(filter(None, node.input), inputs, strict=True)}
+        values = [helper.make_tensor_value_info(name, numbers[a.dtype.name], a.shape) for name, a in arrays.items()]
+        types = [next((value.type.tensor_type.elem_type for value in values), 1)] * len(node.output)
         if outputs_info is not None:
             types = [numbers[dtype.name] for dtype, _ in outputs_info]
         outputs = [helper.make_tensor_value_info(n, t, None) for n, t in zip(node.output, types, strict=True) if n]
         graph = helper.make_graph([node], "node", values, outputs)
         version = kwargs.get("opset_version", onnx.defs.onnx_opset_version())
-        return _Prepared(load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)]))).run(inputs)
+        return _Prepared(load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)]))).run(arrays)
 
 
 is_compatible = Backend.is_compatible

@@ -1,4 +1,4 @@
-"""Conv along one, two or three axes, and BatchNormalization."""
+"""Conv along one, two or three axes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy import ndarray
 
 import fastrelu
 from fastrelu.onnx.graph import Node
+from fastrelu.onnx.normalization import absorbed
 from fastrelu.onnx.products import is_float
-from fastrelu.onnx.reductions import sum_type
 from fastrelu.onnx.registry import Kernel, operator
 from fastrelu.onnx.windows import Windows, padded, views
 
@@ -48,14 +48,8 @@ class Convolution:
 
     def normalized(self, node: Node) -> Convolution | None:
         """The convolution with a BatchNormalization of constants, which disappears in weight and bias."""
-        constants = [node.constant(i) for i in range(1, 5)]
-        if any(a is None for a in constants) or self.w.dtype.itemsize < 4 or not _is_inference(node):
-            return None
-        scale, shift, mean, variance = (np.asarray(a, np.float64) for a in constants)
-        factor = scale / np.sqrt(variance + node.get("epsilon", 1e-5))
-        b = (0 if self.b is None else self.b.astype(np.float64)) - mean
-        w = self.w * factor.reshape(-1, *[1] * (self.w.ndim - 1))
-        return replace(self, w=w.astype(self.w.dtype), b=(b * factor + shift).astype(self.w.dtype))
+        found = absorbed(node, self.w, self.b)
+        return None if found is None else replace(self, w=found[0], b=found[1])
 
     def slopes(self, slope: ndarray) -> ndarray | None:
         """The slopes of a PRelu behind it, one a channel; None if they are none."""
@@ -116,7 +110,7 @@ def convolution_of(node: Node) -> Convolution | None:
     w, b = node.constant(1), node.constant(2)
     if w is None or not is_float(w) or (node.has(2) and b is None):
         return None
-    return Convolution(node.inputs[0], w, b, _windows(node), node.get("group", 1))
+    return Convolution(node.inputs[0], w, b, _windows(node), node.get("group"))
 
 
 def _windows(node: Node) -> Windows:
@@ -132,41 +126,4 @@ def _windows(node: Node) -> Windows:
 @operator("Conv")
 def _conv(node: Node) -> Kernel | Callable[..., Any]:
     found = convolution_of(node)
-    return _general(_windows(node), node.get("group", 1), "", None) if found is None else found.kernel("", None)
-
-
-SPATIAL, WITH_RUNNING = 9, 14
-"""Versions of the operator set from which on BatchNormalization has lost `spatial`, and has a mode for training."""
-
-
-def _is_inference(node: Node) -> bool:
-    is_test = node.version >= 7 or node.get("is_test", 0)
-    return bool(is_test and node.get("spatial", 1) and not node.get("training_mode", 0))
-
-
-@operator("BatchNormalization", outputs=3)
-def _batch_normalization(node: Node) -> Callable[..., Any]:
-    is_training, epsilon = bool(node.get("training_mode", 0)), node.get("epsilon", 1e-5)
-    if not is_training and (not _is_inference(node) or len(node.outputs) > 1):
-        raise node.refuse("is for training in an old version, or without spatial; supported is inference")
-    momentum = node.get("momentum", 0.9)
-
-    def normalize(x: ndarray, scale: ndarray, shift: ndarray, mean: ndarray, variance: ndarray) -> Any:
-        sums = sum_type(x.dtype)
-        values = x.astype(sums)
-        used = mean.astype(sums), variance.astype(sums)
-        if is_training:
-            axes = (0, *range(2, x.ndim))
-            used = values.mean(axes), values.var(axes)
-        shape = (-1, *[1] * (x.ndim - 2)) if x.ndim > 1 else (-1,)
-        factor = scale.astype(sums) / np.sqrt(used[1] + epsilon)
-        values -= used[0].reshape(shape)
-        values *= factor.reshape(shape)
-        values += shift.astype(sums).reshape(shape)
-        y = values.astype(x.dtype, copy=False)
-        if not is_training or len(node.outputs) == 1:
-            return y
-        old = zip((mean, variance), used, strict=True)
-        return (y, *((before * momentum + now * (1 - momentum)).astype(before.dtype) for before, now in old))
-
-    return normalize
+    return _general(_windows(node), node.get("group"), "", None) if found is None else found.kernel("", None)

@@ -11,34 +11,28 @@ from numpy import ndarray
 
 from fastrelu import ufuncs
 from fastrelu.onnx.graph import Node, dtype_of
+from fastrelu.onnx.reductions import sum_type
 from fastrelu.onnx.registry import Kernel, operator
 
-__all__ = ["ACTIVATIONS", "LEGACY", "activation", "apply"]
+__all__ = ["ACTIVATIONS", "LEGACY", "activation"]
 
 ACTIVATIONS = {
-    "Relu": ("relu", None),
-    "LeakyRelu": ("leaky_relu", 0.01),
-    "Elu": ("elu", 1.0),
-    "Sigmoid": ("sigmoid", None),
-    "Tanh": ("tanh", None),
-    "Softplus": ("softplus", None),
+    "Relu": "relu",
+    "LeakyRelu": "leaky_relu",
+    "Elu": "elu",
+    "Sigmoid": "sigmoid",
+    "Tanh": "tanh",
+    "Softplus": "softplus",
 }
-"""Of an operator the name of the package, and what alpha is unless the node says it; None where there is no alpha."""
+"""Operators, and what the package calls them."""
 
 LEGACY = 7
 """The version of the operator set that broadcasts as NumPy does; those before have attributes for it."""
 
 
 def activation(node: Node) -> tuple[str, float | None]:
-    """The package's name of an activation, and its alpha."""
-    name, default = ACTIVATIONS[node.operator]
-    return name, None if default is None else float(node.get("alpha", default))
-
-
-def apply(name: str, alpha: float | None) -> Callable[[ndarray], ndarray]:
-    """The activation as a function of one array."""
-    ufunc: Any = getattr(ufuncs, name)
-    return ufunc if alpha is None else lambda x: ufunc(x, alpha)
+    """The package's name of an activation, and its alpha, if it has one."""
+    return ACTIVATIONS[node.operator], node.get("alpha")
 
 
 @operator(*ACTIVATIONS)
@@ -60,6 +54,24 @@ def _prelu(node: Node) -> Kernel:
         return ufunc(x, slope)
 
     return Kernel(prelu, node.inputs, "prelu")
+
+
+_FORMULAS: dict[str, Callable[[ndarray, Any, Any], Any]] = {
+    "Celu": lambda z, alpha, _: np.maximum(z, 0) + np.minimum(0, alpha * np.expm1(z / alpha)),
+    "HardSigmoid": lambda z, alpha, beta: np.clip(alpha * z + beta, 0, 1),
+    "HardSwish": lambda z, *_: z * np.clip(z / 6 + 0.5, 0, 1),
+    "Mish": lambda z, *_: z * np.tanh(np.logaddexp(0, z)),
+    "Selu": lambda z, alpha, gamma: gamma * np.where(z > 0, z, alpha * np.expm1(z)),
+    "Softsign": lambda z, *_: z / (1 + np.abs(z)),
+    "ThresholdedRelu": lambda z, alpha, _: np.where(z > alpha, z, 0),
+}
+"""Activations that the package has not, of z, alpha, and beta or gamma."""
+
+
+@operator(*_FORMULAS)
+def _formula(node: Node) -> Callable[..., Any]:
+    formula, alpha, more = _FORMULAS[node.operator], node.get("alpha"), node.get("beta", node.get("gamma"))
+    return lambda x: formula(x.astype(sum_type(x.dtype)), alpha, more).astype(x.dtype)  # rounded once
 
 
 def _truncated(a: ndarray, b: ndarray) -> Any:
@@ -158,9 +170,9 @@ def _clip(node: Node) -> Callable[..., Any]:
 
     def clip(x: ndarray, low: Any = None, high: Any = None) -> Any:
         low, high = least if low is None else low, most if high is None else high
-        if low is not None:
-            x = np.maximum(x, np.asarray(low, x.dtype))
-        return x.copy() if low is high is None else x if high is None else np.minimum(x, np.asarray(high, x.dtype))
+        # In this order: where low > high, the result is high.
+        y = x.copy() if low is None else np.maximum(x, np.asarray(low, x.dtype))
+        return y if high is None else np.minimum(y, np.asarray(high, x.dtype))
 
     return clip
 

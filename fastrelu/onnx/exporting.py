@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from fastrelu.operations import FLOATS, HALVES
 
 __all__ = ["export", "save"]
 
-OPSET, OPSET_BFLOAT16 = 17, 22
-"""The operator set that is written unless another is asked for; all operators take bfloat16 from the second on."""
+OLDEST, OPSET, OPSET_22 = 13, 17, 22
+"""Versions of the operator set: the oldest that can be written; what is written unless another is asked for; from which on all
+operators take bfloat16, and ``ceil_mode`` does not count windows that begin behind the image.
+"""
 # Beyond this a file of protobuf cannot be read, and weights go to a file beside it.
 _LARGEST = 2**31 - 2**20
 
@@ -69,6 +72,12 @@ def _activation(operator: str) -> Callable[[_Writer, Any], None]:
         writer.value = writer.node(operator, writer.value, **alpha)
 
     return write
+
+
+def _leaky_relu(writer: _Writer, layer: Any) -> None:
+    """An attribute is a float32; where more digits count, alpha is a weight."""
+    is_exact = writer.dtype != np.float64 or float(np.float32(layer.alpha)) == layer.alpha
+    (_activation("LeakyRelu") if is_exact else _prelu)(writer, layer)
 
 
 def _prelu(writer: _Writer, layer: Any) -> None:
@@ -185,7 +194,7 @@ _LAYERS: dict[type, Callable[[_Writer, Any], None]] = {
     nn.Flatten: _flatten,
     nn.Sequential: _sequential,
     nn.ReLU: _activation("Relu"),
-    nn.LeakyReLU: _activation("LeakyRelu"),
+    nn.LeakyReLU: _leaky_relu,
     nn.PReLU: _prelu,
     nn.ELU: _activation("Elu"),
     nn.Sigmoid: _activation("Sigmoid"),
@@ -258,6 +267,17 @@ def _inferred_output(model: Any) -> Any:
     return inferred.graph.output[0]
 
 
+def _write_file(model: Any, path: str, is_large: bool) -> None:
+    if not is_large:
+        onnx.save(model, path)
+        return
+    data = f"{path}.data"
+    with suppress(FileNotFoundError):
+        os.remove(data)  # onnx would append to it
+    onnx.save(model, path, save_as_external_data=True, location=os.path.basename(data))
+    onnx.load_external_data_for_model(model, os.path.dirname(path) or ".")  # onnx has moved the weights to the file
+
+
 def export(
     model: Any,
     path: str | os.PathLike[str] | None = None,
@@ -280,7 +300,8 @@ def export(
     dtype : dtype, optional
         Type of x in a model without parameters, by default float32.
     opset : int, optional
-        Version of the operator set: 17 by default, 22 with bfloat16; at least 13.
+        Version of the operator set, at least 13 and by default 17; with ``ceil_mode`` at least 22, which is the default for
+        bfloat16 too.
 
     Returns
     -------
@@ -294,6 +315,11 @@ def export(
     ValueError
         If the input cannot be told, or the version is too old.
 
+    Notes
+    -----
+    What `load` makes of it gives the bits of the model, with two exceptions. ONNX keeps the alpha of ELU as float32, which
+    matters in float64; and EmbeddingMean is a gather and a mean, in another order of sums.
+
     Examples
     --------
     >>> from fastrelu import nn, onnx
@@ -304,13 +330,15 @@ def export(
     found, shape = _input(model, input_shape, dtype)
     types = {found, *(p.dtype for layer in _all_layers(model) for p in getattr(layer, "parameters", {}).values())}
     has_bfloat16 = any(t.name == "bfloat16" for t in types)
+    has_ceil_mode = any(isinstance(layer, nn.MaxPool2d) and layer.ceil_mode for layer in _all_layers(model))
     if opset is None:
-        opset = OPSET_BFLOAT16 if has_bfloat16 else OPSET
+        opset = OPSET_22 if has_bfloat16 or has_ceil_mode else OPSET
     if isinstance(opset, bool) or not isinstance(opset, int):
         raise TypeError(f"export: opset must be an integer, not {type(opset).__name__}")
     most = onnx.defs.onnx_opset_version()
-    if not 13 <= opset <= most:
-        raise ValueError(f"export: opset must be 13 to {most}, not {opset}")
+    oldest, why = (OPSET_22, " for MaxPool2d with ceil_mode") if has_ceil_mode else (OLDEST, "")
+    if not oldest <= opset <= most:
+        raise ValueError(f"export: opset must be {oldest} to {most}{why}, not {opset}")
     if found.name not in (*FLOATS, "int64"):
         raise TypeError(f"export: dtype must be a float type, not {found}")
     writer = _Writer(len(shape), found, opset)
@@ -334,9 +362,7 @@ def export(
     if not is_large:
         onnx.checker.check_model(made, full_check=True)
     if path is not None:
-        path = os.fspath(path)
-        data = {"save_as_external_data": True, "location": f"{os.path.basename(path)}.data"} if is_large else {}
-        onnx.save(made, path, **data)
+        _write_file(made, os.fspath(path), is_large)
     return made
 
 

@@ -14,7 +14,7 @@ from fastrelu.onnx.convolution import Convolution, convolution_of
 from fastrelu.onnx.elementwise import ACTIVATIONS, LEGACY, activation
 from fastrelu.onnx.graph import Graph, Node
 from fastrelu.onnx.products import Layer, layer_of
-from fastrelu.onnx.registry import Kernel, build, check
+from fastrelu.onnx.registry import Kernel, build, checked
 
 __all__ = ["Step", "steps"]
 
@@ -31,12 +31,10 @@ class Step:
 def steps(graph: Graph, given: Collection[str]) -> tuple[list[Step], dict[str, ndarray]]:
     """The steps of a graph whose values `given` are arguments of a call, and the constants; nothing that is not needed."""
     constants = {name: array for name, array in graph.constants.items() if name not in given}
-    nodes = [replace(node, constants=constants) for node in graph.nodes]
-    for node in nodes:
-        check(node)
+    wanted = [value.name for value in graph.outputs]
+    nodes = checked(_needed([replace(node, constants=constants) for node in graph.nodes], wanted))
     types = {value.name: value.dtype for value in (*graph.inputs, *graph.defaults) if value.name in given}
-    nodes = _folded(_needed(nodes, [value.name for value in graph.outputs]), constants, types)
-    return _fused(nodes, [value.name for value in graph.outputs]), constants
+    return _fused(_folded(nodes, constants, types), wanted), constants
 
 
 def _needed(nodes: Iterable[Node], wanted: Iterable[str]) -> list[Node]:
@@ -44,7 +42,7 @@ def _needed(nodes: Iterable[Node], wanted: Iterable[str]) -> list[Node]:
     names, kept = set(wanted), []
     for node in reversed([*nodes]):
         if names.intersection(node.outputs):
-            names.update(node.inputs)
+            names.update(filter(None, node.inputs))  # one that is left out has no name, like an output
             kept.append(node)
     return kept[::-1]
 
@@ -150,8 +148,8 @@ def _layer(node: Node, chain: _Chain) -> Step | None:
 
 
 def _taken(layer: Layer | Convolution, after: Node, name: str) -> Layer | Convolution | None:
-    """The layer with what follows it; None if that is neither a bias nor, behind a convolution, a normalization."""
-    if after.operator == "BatchNormalization" and isinstance(layer, Convolution) and after.inputs[0] == name:
+    """The layer with what follows it; None if that is neither a bias nor a normalization."""
+    if after.operator == "BatchNormalization" and after.inputs[0] == name:
         return layer.normalized(after)
     if after.operator != "Add" or (after.version < LEGACY and after.get("broadcast")):
         return None

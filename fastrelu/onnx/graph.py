@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.checker
+import onnx.defs
 import onnx.inliner
 from numpy import ndarray
 from onnx import numpy_helper
 
-__all__ = ["Graph", "Node", "Value", "dtype_of", "read"]
+__all__ = ["Graph", "Node", "Value", "attribute_of", "dtype_of", "read"]
 
 _NAMES = {
     "FLOAT": "float32",
@@ -88,7 +92,7 @@ class Node:
         return f"node {self.name} ({self.operator})"
 
     def get(self, attribute: str, default: Any = None) -> Any:
-        """An attribute, or its default."""
+        """An attribute; `default` if it is not given and ONNX has no value for it."""
         return self.attributes.get(attribute, default)
 
     def has(self, i: int) -> bool:
@@ -139,14 +143,17 @@ def array_of(tensor: Any, what: str) -> ndarray:
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise ValueError(f"load: {what} is kept in another file; load the model by its path, not as bytes or an object")
     dtype = dtype_of(tensor.data_type, what)
-    array: ndarray = numpy_helper.to_array(tensor)
+    try:
+        array: ndarray = numpy_helper.to_array(tensor)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"load: {what} cannot be read: {error}") from None
     return array if array.dtype == dtype else array.astype(dtype)  # older versions of onnx give float32 for bfloat16
 
 
 def proto_of(model: Any) -> Any:
     """The model as an object of onnx: from a path, bytes, a file, or as it is."""
     if isinstance(model, onnx.ModelProto):
-        return model
+        return _filled(model)
     if isinstance(model, bytes | bytearray | memoryview):
         data = bytes(model)
     elif hasattr(model, "read"):
@@ -165,18 +172,17 @@ def proto_of(model: Any) -> Any:
         return _filled(onnx.load_from_string(data))
 
 
-class _decoding:
-    """A context in which what cannot be decoded gives a `ValueError`."""
-
-    def __init__(self, what: str):
-        self.what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if kind is not None and kind.__name__ in ("DecodeError", "ParseError", "UnicodeDecodeError"):
-            raise ValueError(f"load: model must be in ONNX's format, which {self.what} is not") from None
+@contextmanager
+def _decoding(what: str) -> Iterator[None]:
+    """Within it what cannot be decoded, or lacks a file of weights, gives a `ValueError`."""
+    try:
+        yield
+    except onnx.checker.ValidationError as error:
+        raise ValueError(f"load: {what} has weights that cannot be read: {error}") from None
+    except Exception as error:
+        if type(error).__name__ in ("DecodeError", "ParseError", "UnicodeDecodeError"):
+            raise ValueError(f"load: model must be in ONNX's format, which {what} is not") from None
+        raise
 
 
 def _filled(model: Any) -> Any:
@@ -190,7 +196,12 @@ def read(model: Any) -> Graph:
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     versions = {opset.domain or "ai.onnx": opset.version for opset in model.opset_import}
+    newest = onnx.defs.onnx_opset_version()
+    if versions.get("ai.onnx", 0) > newest:
+        what = f"needs version {versions['ai.onnx']} of the operator set"
+        raise NotImplementedError(f"load: model {what}; the package onnx that is installed knows those up to {newest}")
     graph = model.graph
+    _check_origins(graph)
     if graph.sparse_initializer:
         name = graph.sparse_initializer[0].values.name
         raise NotImplementedError(f"load: initializer {name} is sparse; supported are dense ones")
@@ -207,6 +218,17 @@ def read(model: Any) -> Graph:
     )
 
 
+def _check_origins(graph: Any) -> None:
+    """Refuse a value that several inputs, initializers or nodes give."""
+    inputs = [info.name for info in graph.input]
+    initial = [tensor.name for tensor in graph.initializer]
+    made = [name for node in graph.node for name in node.output if name]
+    for counts in (Counter(inputs + made), Counter(initial + made)):
+        for name, count in counts.items():
+            if count > 1:
+                raise ValueError(f"load: {name!r} must be given once, not by {count} inputs, initializers or nodes")
+
+
 def _value(info: Any, kind: str) -> Value:
     what = f"{kind} {info.name}"
     if info.type.WhichOneof("value") != "tensor_type":
@@ -214,8 +236,15 @@ def _value(info: Any, kind: str) -> Value:
     tensor = info.type.tensor_type
     shape = None
     if tensor.HasField("shape"):
-        shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
+        shape = tuple(map(_length, tensor.shape.dim))
     return Value(info.name, dtype_of(tensor.elem_type, what), shape)
+
+
+def _length(dimension: Any) -> int | str | None:
+    """A number, a name, or None for any; some exporters write -1 for that."""
+    if dimension.HasField("dim_value"):
+        return int(dimension.dim_value) if dimension.dim_value >= 0 else None
+    return str(dimension.dim_param) or None
 
 
 def _node(proto: Any, i: int, versions: Mapping[str, int], constants: Mapping[str, ndarray]) -> Node:
@@ -224,11 +253,11 @@ def _node(proto: Any, i: int, versions: Mapping[str, int], constants: Mapping[st
     name = repr(proto.name) if proto.name else f"number {i}"
     if domain not in versions:
         raise ValueError(f"load: node {name} ({operator}) is of the domain {domain}, of which the model imports no version")
-    attributes = {a.name: _attribute(a, f"node {name} ({operator})") for a in proto.attribute}
+    attributes = {a.name: attribute_of(a, f"node {name} ({operator})") for a in proto.attribute}
     return Node(operator, name, tuple(proto.input), tuple(proto.output), attributes, versions[domain], constants)
 
 
-def _attribute(attribute: Any, what: str) -> Any:
+def attribute_of(attribute: Any, what: str) -> Any:
     """The value of an attribute; what no supported operator takes stays as it is."""
     if attribute.ref_attr_name:
         raise ValueError(f"load: {what} refers to an attribute {attribute.ref_attr_name} of a function that is not there")

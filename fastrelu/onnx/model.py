@@ -56,7 +56,7 @@ class Model:
     def __call__(self, /, *arrays: Any, **named: Any) -> Any:
         plan = self._plan
         try:
-            if len(arrays) == self._count and not named and arrays and type(arrays[0]) is not dict:
+            if len(arrays) == self._count and not named and arrays and not isinstance(arrays[0], dict):
                 return self._run(*arrays)
             plan, arrays = self._arguments(arrays, named)
             return plan.run(*arrays)

@@ -17,6 +17,9 @@ from fastrelu.operands import name_of
 
 __all__ = ["Plan"]
 
+CONSTANT = ""
+"""Stands for all constants; no value has this name."""
+
 _numbers = count(1)
 
 
@@ -55,8 +58,8 @@ class Plan:
         self._admit(namespace)
         wanted = [value.name for value in graph.outputs]
         last = {name: step for step in self.steps for name in step.kernel.arguments if isinstance(name, str)}
-        # The memory that a value lies in: that of an argument or a constant must not come out.
-        roots: dict[str, set[str]] = {name: {name} for name in variables}
+        # The value in whose memory another lies: that of an argument or a constant must not come out.
+        roots = {name: name for name in variables}
         new = (f"v{i}" for i in count())
         indent = "    "
         if any(step.kernel.text == "NumPy" and not step.kernel.is_view for step in self.steps):  # what calculates may warn
@@ -77,9 +80,7 @@ class Plan:
             inputs = [a for a in step.kernel.arguments if isinstance(a, str)]
             for name in step.outputs:
                 variables[name] = next(new) if name else "_"
-                roots[name] = {name}
-            if step.kernel.is_view:
-                roots[step.outputs[0]] = {root for a in inputs for root in roots.get(a, {"a constant"})} or {"a constant"}
+                roots[name] = roots.get(inputs[0], CONSTANT) if step.kernel.is_view else name
             targets = ", ".join(variables[name] for name in step.outputs)
             self._lines.append(f"{indent}{targets} = f{i}({', '.join(words)})")
             self._step_of[len(self._lines)] = step
@@ -107,8 +108,7 @@ class Plan:
     def _deliver(self, graph: Graph, variables: Any, roots: Any, constants: Any, namespace: dict[str, Any]) -> None:
         """Lines that return the results, each an array of its own."""
         words: list[str] = []
-        given = {value.name for value in self.arguments} | {"a constant"}
-        seen: set[str] = set()
+        taken = {value.name for value in self.arguments} | {CONSTANT}
         for i, value in enumerate(graph.outputs):
             if value.name not in variables:
                 if value.name not in constants:
@@ -116,12 +116,12 @@ class Plan:
                 namespace[f"r{i}"] = constants[value.name]
                 words.append(f"r{i}.copy()")
                 continue
-            word, lies_in = variables[value.name], roots[value.name]
-            if lies_in & (given | seen):
+            word, root = variables[value.name], roots[value.name]
+            if root in taken:
                 word = f"{word}.copy()"
             else:
                 self._lines.append(f"    if type({word}) is not ndarray: {word} = asarray({word})")
-            seen |= lies_in
+            taken.add(root)
             words.append(word)
         self._lines.append(f"    return {words[0] if len(words) == 1 else '(' + ', '.join(words) + ')'}")
 
@@ -154,11 +154,13 @@ def _admission(value: Value) -> Callable[[Any], ndarray]:
             array = np.asarray(given)
         except (TypeError, ValueError) as error:
             raise faults.explain("model", error, {what: given}) from None
-        if array.dtype != value.dtype:
-            number = array.dtype.kind in "biuf" or name_of(array.dtype) == "bfloat16"
-            wants_float = value.dtype.kind == "f" or name_of(value.dtype) == "bfloat16"
-            if not number or not (wants_float or np.can_cast(array.dtype, value.dtype, "same_kind")):
-                raise TypeError(f"model: {what} must be of type {value.dtype} or one that fits it, not {array.dtype}")
+        if not _fits(array.dtype, value.dtype):
+            raise TypeError(f"model: {what} must be of type {value.dtype} or one that fits it, not {array.dtype}")
+        if value.dtype.kind in "iu" and array.size:
+            limits = np.iinfo(value.dtype)
+            for number in (int(array.min()), int(array.max())):
+                if not limits.min <= number <= limits.max:
+                    raise ValueError(f"model: {what} must be within the range of {value.dtype}, not {number}")
         if value.shape is not None and (
             array.ndim != len(value.shape)
             or any(isinstance(d, int) and n != d for n, d in zip(array.shape, value.shape, strict=True))
@@ -169,6 +171,13 @@ def _admission(value: Value) -> Callable[[Any], ndarray]:
             return np.asarray(array, value.dtype)
 
     return admit
+
+
+def _fits(dtype: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
+    """Whether elements become those that are wanted: floats from any number, integers from integers."""
+    is_float = wanted.kind == "f" or name_of(wanted) == "bfloat16"
+    allowed = "biuf" if is_float else "biu" if wanted.kind in "iu" else wanted.kind
+    return dtype.kind in allowed or (is_float and name_of(dtype) == "bfloat16")
 
 
 def _alike(values: Sequence[Value], arrays: Sequence[ndarray]) -> None:

@@ -19,16 +19,9 @@ from fastrelu.onnx.windows import Axis, Windows, padded, views
 __all__: list[str] = []
 
 
-def _windows(node: Node) -> Windows:
-    windows = Windows.of(node)
-    if not windows.kernel:
-        raise ValueError(f"load: {node} needs the attribute kernel_shape")
-    return windows
-
-
 @operator("MaxPool", outputs=2)
 def _max_pool(node: Node) -> Kernel:
-    windows, by_columns = _windows(node), bool(node.get("storage_order", 0))
+    windows, by_columns = Windows.of(node), bool(node.get("storage_order"))
     has_places = len(node.outputs) > 1
     pads = windows.pads or (0,) * 4
     # What the kernel takes as it is; everything else is padded first.
@@ -109,7 +102,7 @@ def _inside(axes: tuple[Axis, ...]) -> ndarray:
 
 @operator("AveragePool")
 def _average_pool(node: Node) -> Callable[..., Any]:
-    windows, counts_pads = _windows(node), bool(node.get("count_include_pad", 0))
+    windows, counts_pads = Windows.of(node), bool(node.get("count_include_pad"))
 
     def average_pool(x: ndarray) -> Any:
         axes = windows.axes(x.shape[2:], windows.kernel)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from fastrelu import ufuncs
 from fastrelu.onnx.graph import Node
+from fastrelu.onnx.normalization import absorbed
 from fastrelu.onnx.registry import Kernel, operator
 from fastrelu.operands import name_of, wide
 from fastrelu.operations import FLOATS, HALVES
@@ -45,6 +46,8 @@ class Layer:
         Whether x has to be transposed.
     ndim : int
         Axes that the result has at least: a bias may have more than x.
+    is_matrix : bool
+        Whether x is one for certain.
     """
 
     x: str
@@ -52,6 +55,7 @@ class Layer:
     b: ndarray
     transposed: bool
     ndim: int
+    is_matrix: bool
 
     def plus(self, b: ndarray) -> Layer | None:
         """The layer with another bias added; None if that is none."""
@@ -60,7 +64,12 @@ class Layer:
             return None
         with np.errstate(all="ignore"):
             total = self.b + row
-        return Layer(self.x, self.w, total, self.transposed, max(self.ndim, b.ndim))
+        return replace(self, b=total, ndim=max(self.ndim, b.ndim))
+
+    def normalized(self, node: Node) -> Layer | None:
+        """The layer with a BatchNormalization of constants along the last axis; None if it is none."""
+        found = absorbed(node, self.w.T, self.b) if self.is_matrix and self.ndim <= 2 else None
+        return None if found is None else replace(self, w=found[0].T, b=found[1])
 
     def slopes(self, slope: ndarray) -> ndarray | None:
         """The slopes of a PRelu behind the layer as a row; None if they are none."""
@@ -94,16 +103,16 @@ def _operand(packed: PackedWeight) -> tuple[ndarray, str]:
 def layer_of(node: Node) -> Layer | None:
     """The layer that a node is, if its weight is a constant matrix and its bias, if it has one, a constant row."""
     w = node.constant(1)
-    if w is None or w.ndim != 2 or not is_float(w) or node.inputs[0] == "":
+    if w is None or w.ndim != 2 or not is_float(w):
         return None
     if node.operator == "MatMul":
-        return Layer(node.inputs[0], w, np.zeros(w.shape[1], w.dtype), False, 0)
-    alpha, beta = float(node.get("alpha", 1.0)), float(node.get("beta", 1.0))
+        return Layer(node.inputs[0], w, np.zeros(w.shape[1], w.dtype), False, 0, False)
+    alpha, beta = node.get("alpha"), node.get("beta")
     if node.get("transB"):
         w = w.T
     is_half = name_of(w.dtype) in HALVES
     b: ndarray | None = np.zeros(w.shape[1], w.dtype)
-    if node.has(2):
+    if node.has(2) and beta:  # 0 times what is infinite is nothing here
         c = node.constant(2)
         b = None if c is None or c.dtype != w.dtype else as_row(c, w.shape[1])
     # A half that was multiplied would be rounded twice.
@@ -112,7 +121,7 @@ def layer_of(node: Node) -> Layer | None:
     with np.errstate(all="ignore"):
         w = w if alpha == 1.0 else (w * w.dtype.type(alpha))
         b = b if beta == 1.0 else (b * b.dtype.type(beta))
-    return Layer(node.inputs[0], w, b, bool(node.get("transA")), 0)
+    return Layer(node.inputs[0], w, b, bool(node.get("transA")), 0, True)
 
 
 @operator("Gemm")
@@ -120,7 +129,7 @@ def _gemm(node: Node) -> Kernel | Callable[..., Any]:
     layer = layer_of(node)
     if layer is not None:
         return layer.kernel("", None)
-    alpha, beta = float(node.get("alpha", 1.0)), float(node.get("beta", 1.0))
+    alpha, beta = node.get("alpha"), node.get("beta")
     turns = bool(node.get("transA")), bool(node.get("transB"))
     linear: Any = ufuncs.linear
 
@@ -136,7 +145,7 @@ def _gemm(node: Node) -> Kernel | Callable[..., Any]:
         else:
             y = np.matmul(a, b)
             y = y if alpha == 1.0 else (y * alpha).astype(dtype)
-        if c is not None:
+        if c is not None and beta:
             y = y + (c if beta == 1.0 else (c * y.dtype.type(beta) if is_float(y) else (c * beta).astype(dtype)))
         return y.astype(dtype, copy=False)
 

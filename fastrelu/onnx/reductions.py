@@ -60,24 +60,39 @@ def _min(x: ndarray, axes: Any, keepdims: bool) -> Any:
     return np.min(x, axes, keepdims=keepdims, initial=_most(x.dtype))
 
 
+def _product(x: ndarray, axes: Any, keepdims: bool) -> Any:
+    return np.prod(x, axes, dtype=sum_type(x.dtype), keepdims=keepdims)
+
+
+def _sum_of_squares(x: ndarray, axes: Any, keepdims: bool) -> Any:
+    return np.sum(np.square(x, dtype=sum_type(x.dtype)), axes, keepdims=keepdims)
+
+
+def _length(x: ndarray, axes: Any, keepdims: bool) -> Any:
+    return np.sqrt(_sum_of_squares(x, axes, keepdims))
+
+
 _REDUCE: dict[str, Callable[..., Any]] = {
+    "ReduceL1": lambda x, axes, keepdims: _sum(np.abs(x), axes, keepdims),
+    "ReduceL2": _length,
     "ReduceMax": _max,
     "ReduceMin": _min,
     "ReduceMean": _mean,
+    "ReduceProd": _product,
     "ReduceSum": _sum,
+    "ReduceSumSquare": _sum_of_squares,
 }
 
 
 @operator(*_REDUCE)
 def _reduce(node: Node) -> Callable[..., Any]:
-    function, keepdims = _REDUCE[node.operator], bool(node.get("keepdims", 1))
-    axes, skips = numbers(node, "axes", 1), bool(node.get("noop_with_empty_axes", 0))
+    function, keepdims = _REDUCE[node.operator], bool(node.get("keepdims"))
+    axes, skips = numbers(node, "axes", 1), bool(node.get("noop_with_empty_axes"))
 
     def reduce(*inputs: Any) -> Any:
         x, chosen = inputs[0], axes(inputs)
-        if not chosen and skips:
-            return x.copy()
-        return np.asarray(function(x, tuple(chosen) if chosen else None, keepdims)).astype(x.dtype, copy=False)
+        everything = () if skips else None  # the axes that are meant by none
+        return np.asarray(function(x, tuple(chosen) if chosen else everything, keepdims)).astype(x.dtype, copy=False)
 
     return reduce
 
@@ -85,7 +100,7 @@ def _reduce(node: Node) -> Callable[..., Any]:
 @operator("ArgMax", "ArgMin")
 def _arg(node: Node) -> Callable[..., Any]:
     function: Any = np.argmax if node.operator == "ArgMax" else np.argmin
-    axis, keepdims, is_last = node.get("axis", 0), bool(node.get("keepdims", 1)), bool(node.get("select_last_index", 0))
+    axis, keepdims, is_last = node.get("axis"), bool(node.get("keepdims")), bool(node.get("select_last_index"))
 
     def arg(x: ndarray) -> Any:
         if not is_last:
@@ -98,7 +113,7 @@ def _arg(node: Node) -> Callable[..., Any]:
 @operator("Softmax", "LogSoftmax")
 def _softmax(node: Node) -> Callable[..., Any]:
     is_flat, is_log = node.version < FLAT, node.operator == "LogSoftmax"
-    axis = node.get("axis", 1 if is_flat else -1)
+    axis = node.get("axis")
 
     def softmax(x: ndarray) -> Any:
         z = x.astype(sum_type(x.dtype))

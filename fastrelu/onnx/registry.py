@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from fastrelu.onnx.graph import Node
+import onnx.defs
+
+from fastrelu.onnx.graph import Node, attribute_of
 
 __all__ = ["Kernel", "build", "operator", "supported"]
 
@@ -24,7 +26,7 @@ class Kernel:
     text : str
         For people.
     is_view : bool
-        Whether the result may share memory with an argument.
+        Whether the result may share memory with the first argument, and with no other.
     """
 
     function: Callable[..., Any]
@@ -47,7 +49,7 @@ def operator(*names: str, view: bool = False, outputs: int = 1) -> Callable[[F],
     *names : str
         Operators.
     view : bool
-        Whether the result may share memory with an input.
+        Whether the result may share memory with the first input, and with no other.
     outputs : int
         How many outputs it may have.
     """
@@ -64,13 +66,54 @@ def supported() -> list[str]:
     return sorted(_TABLE)
 
 
-def check(node: Node) -> None:
-    """Refuse a node that has an operator, or more outputs, than there are."""
-    if node.operator not in _TABLE:
-        raise node.refuse(f"has an operator that is not supported; supported are {', '.join(supported())}")
+def checked(nodes: Collection[Node]) -> list[Node]:
+    """The nodes with the attributes that ONNX has a value for.
+
+    Nodes whose operators there are not are refused, all in one sentence, and those that are not as ONNX defines them.
+    """
+    missing: dict[str, Node] = {}
+    for node in nodes:
+        if node.operator not in _TABLE:
+            missing.setdefault(node.operator, node)
+    if missing:
+        what = "have operators that are" if len(missing) > 1 else "has an operator that is"
+        where = ", ".join(map(str, missing.values()))
+        raise NotImplementedError(f"load: {where} {what} not supported; supported are {', '.join(supported())}")
+    return [_completed(node) for node in nodes]
+
+
+def _completed(node: Node) -> Node:
+    domain, _, name = node.operator.rpartition(".")
+    try:
+        schema = onnx.defs.get_schema(name, node.version, domain)
+    except onnx.defs.SchemaError:
+        raise ValueError(f"load: {node} has an operator that version {node.version} of the operator set has not") from None
+    for attribute in node.attributes:
+        if attribute not in schema.attributes:
+            raise ValueError(f"load: {node} has the attribute {attribute}, which there is not in version {node.version}")
+    implied = {}
+    for attribute, form in schema.attributes.items():
+        if form.required and attribute not in node.attributes:
+            raise ValueError(f"load: {node} needs the attribute {attribute}")
+        if form.default_value.name:
+            implied[attribute] = attribute_of(form.default_value, str(node))
+    count = len(node.inputs)
+    if not schema.min_input <= count <= schema.max_input or any(not name for name in node.inputs[: schema.min_input]):
+        raise ValueError(f"load: {node} must take {_range(schema.min_input, schema.max_input)}, not {count} inputs")
     most = _TABLE[node.operator][2]
-    if len([name for name in node.outputs[most:] if name]):
+    if any(node.outputs[most:]):
         raise node.refuse(f"has {len(node.outputs)} outputs; supported is the first" + f" {most}" * (most > 1))
+    return replace(node, attributes=implied | dict(node.attributes))
+
+
+def _range(least: int, most: int) -> str:
+    if least == most:
+        return str(least)
+    return f"{least} to {most}" if most < ANY else f"at least {least}"
+
+
+ANY = 2**31 - 1
+"""What ONNX has for any number of inputs or outputs."""
 
 
 def build(node: Node) -> Kernel:

@@ -10,17 +10,18 @@ import numpy as np
 from numpy import ndarray
 
 from fastrelu.onnx.graph import Node
-from fastrelu.onnx.registry import operator
+from fastrelu.onnx.registry import ANY, operator
 
 __all__ = ["numbers"]
 
 
 def numbers(node: Node, attribute: str, i: int) -> Callable[[tuple[Any, ...]], list[int] | None]:
     """Whole numbers that are an attribute in old versions and an input in new ones, as a function of all inputs."""
-    if attribute in node.attributes:
-        value = [int(one) for one in node.attributes[attribute]]
-        return lambda inputs: value
-    return lambda inputs: None if len(inputs) <= i or inputs[i] is None else [int(one) for one in inputs[i].ravel()]
+    found = node.get(attribute, node.constant(i))
+    if found is not None:
+        fixed: list[int] = np.ravel(found).tolist()
+        return lambda inputs: fixed
+    return lambda inputs: None if len(inputs) <= i or inputs[i] is None else inputs[i].ravel().tolist()
 
 
 @operator("Identity", view=True)
@@ -30,7 +31,7 @@ def _identity(node: Node) -> Callable[..., Any]:
 
 @operator("Dropout", view=True, outputs=2)
 def _dropout(node: Node) -> Callable[..., Any]:
-    if node.version < LAST_WITH_IS_TEST and not node.get("is_test", 0):
+    if node.version < LAST_WITH_IS_TEST and not node.get("is_test"):
         raise node.refuse("is for training; supported is inference")
     training = node.constant(2)
     if node.has(2) and (training is None or training.any()):
@@ -50,7 +51,7 @@ LAST_WITH_IS_TEST, MASK_IS_BOOL = 7, 10
 
 @operator("Reshape", view=True)
 def _reshape(node: Node) -> Callable[..., Any]:
-    wanted, keeps_zeros = numbers(node, "shape", 1), bool(node.get("allowzero", 0))
+    wanted, keeps_zeros = numbers(node, "shape", 1), bool(node.get("allowzero"))
 
     def reshape(*inputs: Any) -> Any:
         x, shape = inputs[0], wanted(inputs) or []
@@ -68,7 +69,7 @@ def _reshape(node: Node) -> Callable[..., Any]:
 
 @operator("Flatten", view=True)
 def _flatten(node: Node) -> Callable[..., Any]:
-    axis = node.get("axis", 1)
+    axis = node.get("axis")
 
     def flatten(x: ndarray) -> Any:
         if not -x.ndim <= axis <= x.ndim:
@@ -108,14 +109,43 @@ def _concat(node: Node) -> Callable[..., Any]:
     return lambda *arrays: np.concatenate(arrays, axis)
 
 
-@operator("Expand", view=True)
+@operator("Split", outputs=ANY)
+def _split(node: Node) -> Callable[..., Any]:
+    axis, lengths, parts = node.get("axis"), numbers(node, "split", 1), len(node.outputs)
+
+    def split(*inputs: Any) -> Any:
+        x, wanted = inputs[0], lengths(inputs)
+        n = x.shape[axis]
+        if wanted is None:  # of the same length, but for the last
+            each = -(-n // parts)
+            wanted = [*[each] * (parts - 1), n - each * (parts - 1)]
+        if sum(wanted) != n or len(wanted) != parts or min(wanted) < 0:
+            raise ValueError(f"{n} elements along axis {axis} must be split into {parts} parts, not {wanted}")
+        pieces = tuple(piece.copy() for piece in np.split(x, np.cumsum(wanted[:-1]), axis))
+        return pieces if parts > 1 else pieces[0]
+
+    return split
+
+
+@operator("Tile")
+def _tile(node: Node) -> Callable[..., Any]:
+    return lambda x, repeats: np.tile(x, repeats.tolist())
+
+
+@operator("Range")
+def _range(node: Node) -> Callable[..., Any]:
+    return lambda start, limit, step: np.arange(start, limit, step, dtype=start.dtype)
+
+
+@operator("Expand")
 def _expand(node: Node) -> Callable[..., Any]:
-    return lambda x, shape: np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(int(n) for n in shape)))
+    # A copy: each element of a result has memory of its own.
+    return lambda x, shape: np.broadcast_to(x, np.broadcast_shapes(x.shape, shape.tolist())).copy()
 
 
 @operator("Shape")
 def _shape(node: Node) -> Callable[..., Any]:
-    chosen = slice(node.get("start", 0), node.get("end"))
+    chosen = slice(node.get("start"), node.get("end"))
     return lambda x: np.array(x.shape[chosen], np.int64)
 
 
@@ -126,7 +156,7 @@ def _size(node: Node) -> Callable[..., Any]:
 
 @operator("Gather")
 def _gather(node: Node) -> Callable[..., Any]:
-    axis = node.get("axis", 0)
+    axis = node.get("axis")
     return lambda x, indices: np.take(x, indices, axis)
 
 
@@ -151,7 +181,7 @@ def _slice(node: Node) -> Callable[..., Any]:
 
 @operator("Pad")
 def _pad(node: Node) -> Callable[..., Any]:
-    kind = node.get("mode", "constant")
+    kind = node.get("mode")
     if kind not in ("constant", "edge", "reflect", "wrap"):
         raise node.refuse(f"has the mode {kind!r}; supported are constant, edge, reflect and wrap")
     wanted = numbers(node, "pads" if "pads" in node.attributes else "paddings", 1)

@@ -52,14 +52,14 @@ class Windows:
     @classmethod
     def of(cls, node: Node) -> Windows:
         """From a node."""
-        kind = node.get("auto_pad", "NOTSET")
+        kind = node.get("auto_pad")
         if kind not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
             raise ValueError(f"load: {node} has the attribute auto_pad={kind!r}, which there is not")
         names = ("kernel_shape", "strides", "dilations", "pads")
         kernel, strides, dilations, pads = (tuple(node.get(name, ())) for name in names)
         if min((0, *pads)) < 0 or min((1, *kernel, *strides, *dilations)) < 1:
             raise ValueError(f"load: {node} must have positive windows, strides and dilations, and no negative pads")
-        return cls(kernel, strides, dilations, pads if kind == "NOTSET" else (), kind, bool(node.get("ceil_mode", 0)))
+        return cls(kernel, strides, dilations, pads if kind == "NOTSET" else (), kind, bool(node.get("ceil_mode")))
 
     def axes(self, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[Axis, ...]:
         """Those of an image of a size."""

@@ -4,6 +4,7 @@ import io
 import pickle
 import textwrap
 import threading
+from collections import OrderedDict
 from itertools import pairwise
 
 import numpy as np
@@ -65,7 +66,22 @@ def test_weights_in_a_file_of_their_own_are_found_beside_the_path_only(tmp_path)
         load(path.read_bytes())
 
 
-@pytest.mark.parametrize("source", [b"", b"no model", io.BytesIO(b"\x00\x01")], ids=["empty", "text", "file"])
+def test_weights_that_are_missing_or_damaged_are_told(tmp_path):
+    model, _, _ = mlp()
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=0)
+    (tmp_path / "weights").unlink()
+    with pytest.raises(ValueError, match=r"^load: the file '.*model.onnx' has weights that cannot be read: "):
+        load(path)
+    model, _, _ = mlp()
+    model.graph.initializer[0].raw_data = b"123"
+    with pytest.raises(ValueError, match=r"^load: initializer w0 cannot be read: "):
+        load(model)
+
+
+@pytest.mark.parametrize(
+    "source", [b"", b"no model", io.BytesIO(b"\x00\x01"), onnx.ModelProto()], ids=["empty", "text", "file", "object"]
+)
 def test_what_is_no_model_is_refused(source):
     with pytest.raises(ValueError, match="load: model must"):
         load(source)
@@ -131,6 +147,33 @@ def test_the_activation_behind_a_convolution_is_fused_with_the_same_bits(operato
     assert_array_equal(model(x), function(z.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2))
 
 
+def test_a_pipeline_as_scikit_learn_is_converted():
+    """A scaler, an MLPClassifier of two classes, and its labels, in the nodes that skl2onnx writes."""
+    ml = {"domain": "ai.onnx.ml"}
+    constants = {f"w{i}": normal(k, n, seed=i) for i, (k, n) in enumerate(pairwise((20, 16, 1)))}
+    constants |= {f"b{i}": normal(1, n, seed=9 + i) for i, n in enumerate((16, 1))}
+    constants |= {"one": np.float32(1), "labels": np.array([7, -3], "i4"), "flat": np.array([-1])}
+    constants["b1"] -= 10  # some rows of each class
+    offset, scale = normal(20, seed=5).tolist(), (np.abs(normal(20, seed=6)) + 0.5).tolist()
+    nodes = [
+        ("Scaler", "x", "scaled", ml | {"offset": offset, "scale": scale}),
+        ("Cast", "scaled", "cast", {"to": TensorProto.FLOAT}),
+        *[("MatMul", "cast w0", "p0"), ("Add", "p0 b0", "z0"), ("Relu", "z0", "a0")],
+        *[("MatMul", "a0 w1", "p1"), ("Add", "p1 b1", "z1"), ("Sigmoid", "z1", "a1")],
+        *[("Sub", "one a1", "other"), ("Concat", "other a1", "probabilities", {"axis": 1})],
+        *[("ArgMax", "probabilities", "best", {"axis": 1}), ("ArrayFeatureExtractor", "labels best", "found", ml)],
+        *[("Reshape", "found flat", "row"), ("Cast", "row", "label", {"to": TensorProto.INT64})],
+    ]
+    model = model_of(nodes, {"x": ("N", 20)}, constants, outputs=("probabilities",))
+    model.graph.output.append(helper.make_tensor_value_info("label", TensorProto.INT64, None))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    x = normal(9, 20, seed=7)
+    (probabilities, label), expected = load(model)(x), onnxruntime_outputs(model, x=x)
+    assert_allclose(probabilities, expected[0], rtol=1e-4, atol=1e-6)
+    assert_array_equal(label, expected[1])
+    assert set(label) == {7, -3}
+
+
 def test_a_value_that_is_read_twice_or_put_out_is_not_fused_away():
     w, x = normal(6, 5), normal(3, 6, seed=2)
     z = fastrelu.linear(x, w)
@@ -174,6 +217,16 @@ def test_gemm_with_all_attributes(c, is_constant):
     expected = 0.3 * (a.T.astype("f8") @ b.T) + 1.7 * np.float64(given.get("c", 0))
     allowed = 10 * U * (np.abs(a.T) @ np.abs(b.T) + np.abs(given.get("c", 0)) * 2)
     assert (np.abs(load(model)(arrays) - expected) <= allowed).all()
+
+
+def test_gemm_without_a_part_of_c_ignores_what_is_infinite_there():
+    a, b, c = normal(3, 6), normal(6, 5), np.full(5, np.inf, "f4")
+    nodes = [("Gemm", "a b c", "y", {"beta": 0.0})]
+    for model, arrays in (
+        (model_of(nodes, {"a": (3, 6)}, {"b": b, "c": c}), (a,)),
+        (model_of(nodes, {"a": (3, 6), "b": (6, 5), "c": (5,)}), (a, b, c)),
+    ):
+        assert_array_equal(load(model)(*arrays), fastrelu.linear(a, b))
 
 
 def test_gemm_of_integers():
@@ -248,6 +301,44 @@ def test_a_normalization_behind_a_convolution_disappears():
     model = model_of(nodes, {"x": (2, 2, 6, 6)}, constants)
     assert calls(load(model)) == ["conv2d_relu"]
     assert_allclose(load(model)(x), onnxruntime_outputs(model, x=x)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("c", "steps"), [((1,), 1), ((1, 4), 1), ((1, 1, 4), 3)], ids=str)
+def test_a_normalization_behind_a_gemm_disappears_where_its_axis_is_the_last(c, steps):
+    w, b, x = normal(6, 4), normal(4, seed=1), normal(4, 6, seed=2)  # as many rows as columns
+    names = ("scale", "shift", "mean", "variance")
+    constants = {"w": w, "b": b, "c": normal(*c, seed=8)}
+    constants |= {name: np.abs(normal(4, seed=i)) + 0.1 for i, name in enumerate(names)}
+    nodes = [
+        ("Gemm", "x w b", "p"),
+        ("Add", "p c", "q"),
+        ("BatchNormalization", f"q {' '.join(names)}", "z"),
+        ("Relu", "z", "y"),
+    ]
+    model = model_of(nodes, {"x": (4, 6)}, constants)
+    assert len(calls(load(model))) == steps
+    assert_allclose(load(model)(x), onnxruntime_outputs(model, x=x)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_normalization_behind_a_product_of_any_axes_stays():
+    names = ("scale", "shift", "mean", "variance")
+    constants = {"w": normal(6, 3)} | {name: np.abs(normal(3, seed=i)) + 0.1 for i, name in enumerate(names)}
+    model = model_of([("MatMul", "x w", "p"), ("BatchNormalization", f"p {' '.join(names)}", "y")], {"x": (2, 3, 6)}, constants)
+    x = normal(2, 3, 6, seed=2)
+    assert_allclose(load(model)(x), onnxruntime_outputs(model, x=x)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [("y",), ("y", "m"), ("y", "m", "v")], ids=len)
+def test_a_normalization_for_training_has_as_many_outputs_as_are_wanted(outputs):
+    x = normal(3, 4)
+    nodes = [("BatchNormalization", "x one zero zero one", " ".join(outputs), {"training_mode": 1})]
+    constants = {"one": np.ones(4, "f4"), "zero": np.zeros(4, "f4")}
+    results = load(model_of(nodes, {"x": (3, 4)}, constants, outputs=outputs))(x)
+    results = results if isinstance(results, tuple) else (results,)
+    expected = ((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5), 0.1 * x.mean(0), 0.9 + 0.1 * x.var(0))
+    for result, wanted in zip(results, expected, strict=False):
+        assert_allclose(result, wanted, rtol=1e-4, atol=1e-6)
+    assert len(results) == len(outputs)
 
 
 POOLS = {
@@ -375,6 +466,14 @@ def test_results_are_new_arrays(nodes):
     assert_array_equal(y, x.T if len(nodes) == 2 else x)
 
 
+def test_a_result_of_any_shape_can_be_written_to():
+    nodes = [("Relu", "x", "r"), ("Shape", "s", "n"), ("Expand", "r n", "y")]
+    model = load(model_of(nodes, {"x": (TensorProto.FLOAT, (3,)), "s": (TensorProto.FLOAT, (2, 3))}))
+    y = model(normal(3), normal(2, 3))
+    y[0] = 7
+    assert_array_equal(y[1], np.maximum(normal(3), 0))
+
+
 def test_constants_and_values_that_come_out_twice_are_new_arrays():
     w = normal(3)
     nodes = [("Relu", "x", "y"), ("Identity", "w", "c"), ("Identity", "y", "z")]
@@ -407,7 +506,8 @@ TWO = [("Sub", "a b", "y")]
 def test_inputs_by_position_name_and_dict():
     model = load(model_of(TWO, {"a": ("N", 2), "b": ("N", 2)}))
     a, b = normal(3, 2), normal(3, 2, seed=1)
-    for y in (model(a, b), model(a, b=b), model(b=b, a=a), model({"a": a, "b": b}), model({"a": a}, b=b)):
+    mapping = OrderedDict(a=a, b=b)
+    for y in (model(a, b), model(a, b=b), model(b=b, a=a), model({"a": a, "b": b}), model({"a": a}, b=b), model(mapping)):
         assert_array_equal(y, a - b)
     assert [str(value) for value in model.inputs] == ["a float32 (N, 2)", "b float32 (N, 2)"]
 
@@ -444,7 +544,10 @@ def test_wrong_arguments_are_told(arrays, named, message):
 def test_floats_are_not_made_integers():
     model = load(model_of([("Relu", "x", "y")], {"x": (TensorProto.INT32, (2,))}, output_type=TensorProto.INT32))
     assert_array_equal(model([-1, 2]), [0, 2])
-    with pytest.raises(TypeError, match="model: input x must be of type int32 or one that fits it, not float64"):
+    assert_array_equal(model(np.array([True, False])), [1, 0])
+    with pytest.raises(ValueError, match=r"^model: input x must be within the range of int32, not 1099511627776"):
+        model([2**40, 3])
+    with pytest.raises(TypeError, match=r"model: input x must be of type int32 or one that fits it, not float64"):
         model([-1.0, 2.0])
 
 
@@ -497,6 +600,13 @@ def test_a_pickle_is_the_same_model():
     model, _, _ = mlp()
     x = normal(3, 20)
     assert_array_equal(pickle.loads(pickle.dumps(load(model)))(x), load(model)(x))
+
+
+def test_the_defaults_of_attributes_are_float32_as_onnx_has_them():
+    x = -(normal(5, dtype="f8") ** 2)
+    spec = {"x": (TensorProto.DOUBLE, (5,))}
+    model = model_of([("LeakyRelu", "x", "y")], spec, output_type=TensorProto.DOUBLE)
+    assert_array_equal(load(model)(x), x * np.float64(np.float32(0.01)))
 
 
 def test_float64_stays():
@@ -570,6 +680,70 @@ def test_what_is_not_supported_is_refused_when_it_is_loaded(name):
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     with pytest.raises(NotImplementedError, match=f"^load: {message}"):
         load(model)
+
+
+def test_all_operators_that_are_not_supported_are_named_at_once():
+    nodes = [("Acosh", "x", "a"), ("Relu", "a", "b"), ("Asin", "b", "c"), ("Asin", "c", "y")]
+    with pytest.raises(
+        NotImplementedError, match=r"^load: node number 0 \(Acosh\), node number 2 \(Asin\) have operators that"
+    ):
+        load(model_of(nodes, {"x": (1,)}))
+
+
+def test_nodes_that_nothing_needs_are_not_looked_at():
+    model = model_of([("Acosh", "x", "a"), ("Neg", "missing", "b")], {"x": (3,)}, {"high": np.float32(0.5)})
+    model.graph.node.append(
+        helper.make_node("Clip", ["x", "", "high"], ["y"])
+    )  # an input without a name like that of an output
+    model.graph.node.insert(0, helper.make_node("Asin", ["x"], [""]))
+    assert calls(load(model)) == ["NumPy"]
+
+
+INVALID = {
+    "an attribute": ([("Relu", "x", "y", {"alpha": 1.0})], "has the attribute alpha, which there is not in version 17"),
+    "no attribute": ([("Concat", "x x", "y")], "needs the attribute axis"),
+    "one input": ([("Relu", "x x", "y")], "must take 1, not 2 inputs"),
+    "two inputs": ([("Add", "x", "y")], "must take 2, not 1 inputs"),
+    "more inputs": ([("Gemm", "x", "y")], "must take 2 to 3, not 1 inputs"),
+    "any inputs": ([("Concat", "", "y", {"axis": 0})], "must take at least 1, not 0 inputs"),
+    "a cycle": ([("Add", "x b", "a"), ("Relu", "a", "y"), ("Relu", "a", "b")], "needs 'b', which neither an input nor a node"),
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_nodes_that_are_not_as_onnx_defines_them_are_refused(name):
+    nodes, message = INVALID[name]
+    with pytest.raises(ValueError, match=rf"^load: node number 0 \({nodes[0][0]}\) {message}"):
+        load(model_of(nodes, {"x": (3,)}))
+
+
+def test_an_operator_of_a_later_version_is_refused():
+    with pytest.raises(ValueError, match=r"^load: node number 0 \(Expand\) has an operator that version 7 of the operator set"):
+        load(model_of([("Expand", "x s", "y")], {"x": (3,)}, {"s": np.array([2, 3])}, opset=7))
+
+
+def test_a_value_that_is_given_twice_is_refused():
+    twice = [("Relu", "x", "y"), ("Neg", "x", "y")]
+    with pytest.raises(ValueError, match=r"^load: 'y' must be given once, not by 2 inputs, initializers or nodes"):
+        load(model_of(twice, {"x": (3,)}))
+    with pytest.raises(ValueError, match=r"^load: 'w' must be given once"):
+        load(model_of([("Relu", "x", "w"), ("Neg", "w", "y")], {"x": (3,)}, {"w": normal(3)}))
+    with pytest.raises(ValueError, match=r"^load: 'x' must be given once"):
+        load(model_of([("Relu", "y", "x")], {"x": (3,)}))
+
+
+def test_versions_that_nobody_knows_yet_are_refused():
+    model = model_of([("Relu", "x", "y")], {"x": (3,)})
+    model.opset_import[0].version = 999
+    with pytest.raises(NotImplementedError, match=r"^load: model needs version 999 of the operator set; the package onnx that"):
+        load(model)
+
+
+def test_a_negative_length_is_any():
+    model = model_of([("Relu", "x", "y")], {"x": (3, 2)})
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    assert load(model).inputs[0].shape == (None, 2)
+    assert load(model)(normal(5, 2)).shape == (5, 2)
 
 
 def test_types_that_are_not_supported_are_refused():

@@ -112,6 +112,13 @@ def test_types_are_converted_as_the_layers_do():
     assert load(export(half)).outputs[0].dtype == np.float16
 
 
+def test_a_slope_of_float64_keeps_its_digits():
+    network, x = nn.Sequential(nn.LeakyReLU(0.01)), normal(3, 6, dtype="f8")
+    model = export(network, input_shape=("N", 6), dtype="float64")
+    assert_array_equal(load(model)(x), network.predict(x))
+    assert_array_equal(onnxruntime_outputs(model, x=x)[0], network.predict(x))
+
+
 def test_the_weights_are_copied():
     layer = nn.Linear(6, 5, rng=0)
     model = export(layer)
@@ -132,9 +139,19 @@ def test_large_weights_go_to_a_file_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr("fastrelu.onnx.exporting._LARGEST", 1000)
     network, x = nn.Sequential(nn.Linear(40, 30, rng=0), nn.ReLU()), normal(3, 40)
     save(network, tmp_path / "large.onnx")
-    assert (tmp_path / "large.onnx.data").stat().st_size >= 4800
+    size = (tmp_path / "large.onnx.data").stat().st_size
+    assert size >= 4800
+    monkeypatch.chdir(tmp_path)
+    assert_array_equal(load(export(network, "large.onnx"))(x), network.predict(x))  # over the old one
+    assert (tmp_path / "large.onnx.data").stat().st_size == size
     onnx.checker.check_model(str(tmp_path / "large.onnx"), full_check=True)
     assert_array_equal(load(tmp_path / "large.onnx")(x), network.predict(x))
+
+
+def test_windows_that_begin_behind_the_image_are_not_counted_in_the_shapes():
+    pool = nn.MaxPool2d(1, 2, ceil_mode=True)  # the third window of 4 points would begin behind them
+    network = nn.Sequential(pool, nn.Flatten(), biased(nn.Linear(4, 3, rng=0)))
+    check(network, normal(3, 1, 4, 4), ("N", 1, 4, 4), product=200)
 
 
 @pytest.mark.parametrize("opset", [13, 17, 21])
@@ -184,6 +201,12 @@ class Own:
         (nn.ReLU(), {}, ValueError, "export: input_shape must be given, since the first layer does not tell what it reads"),
         (nn.ReLU(), {"input_shape": 3}, TypeError, "export: input_shape must be a tuple of integers, names and None, not 3"),
         (nn.Linear(2, 3), {"opset": 12}, ValueError, "export: opset must be 13 to [0-9]+, not 12"),
+        (
+            nn.MaxPool2d(2, ceil_mode=True),
+            {"opset": 21},
+            ValueError,
+            "export: opset must be 22 to [0-9]+ for MaxPool2d with ceil_mode",
+        ),
         (nn.Linear(2, 3), {"opset": 17.0}, TypeError, "export: opset must be an integer, not float"),
         (
             nn.ReLU(),
