@@ -20,7 +20,7 @@ import fastrelu.ufuncs
 from fastrelu import threads
 from fastrelu.native import pool
 from tests.jobs import Job, eventually
-from tests.subprocesses import call, run
+from tests.subprocesses import call, run, wait_for_interrupt
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
@@ -348,7 +348,7 @@ def interrupted_question():
     def child():
         threads.default_num_threads = interrupt
         try:
-            is_right(), time.sleep(30)
+            is_right(), wait_for_interrupt()
         except KeyboardInterrupt:
             return is_right() and fastrelu.get_num_threads() == 3 and len(asked) == 2
         return False
