@@ -125,7 +125,7 @@ def forks_amid_everything(forks):
 
         def compiles():
             integers = np.arange(-50, 50)
-            for dtype in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"):
+            for dtype in ("int8", "uint8", "int32", "int64"):
                 x = integers.astype(dtype)
                 assert_array_equal(fastrelu.relu(x), np.where((x > 0), x, 0))
                 compiled.append(len(ends))
@@ -144,7 +144,7 @@ def forks_amid_everything(forks):
         assert not work.wrong()
 
 
-@pytest.mark.parametrize("forks", [20, pytest.param(60, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("forks", [10, pytest.param(60, marks=pytest.mark.nightly)])
 def test_forks_while_other_threads_calculate_and_compile(forks: int) -> None:
     call(forks_amid_everything, forks, env=FOUR, timeout=300)
 
