@@ -15,7 +15,7 @@ from fastrelu import activations, faults
 __all__ = ["ELU", "LeakyReLU", "PReLU", "ReLU", "Sigmoid", "Softplus", "Tanh"]
 
 
-class _Activation:
+class Activation:
     """What the activations share: which functions run, and what is kept between them."""
 
     _name: str
@@ -137,7 +137,7 @@ class _Activation:
         return f"{type(self).__name__}({', '.join(options)})"
 
 
-class ReLU(_Activation):
+class ReLU(Activation):
     """max(Z, 0), see `fastrelu.relu`.
 
     Parameters
@@ -167,7 +167,7 @@ class ReLU(_Activation):
     _name = "relu"
 
 
-class LeakyReLU(_Activation):
+class LeakyReLU(Activation):
     """Z where Z > 0, else alpha * Z, see `fastrelu.leaky_relu`.
 
     Parameters
@@ -198,7 +198,7 @@ class LeakyReLU(_Activation):
         return (self.alpha,)
 
 
-class ELU(_Activation):
+class ELU(Activation):
     """Z where Z > 0, else alpha * (exp(Z) - 1), see `fastrelu.elu`.
 
     Parameters
@@ -229,7 +229,7 @@ class ELU(_Activation):
         return (self.alpha,)
 
 
-class Sigmoid(_Activation):
+class Sigmoid(Activation):
     """1 / (1 + exp(-Z)), see `fastrelu.sigmoid`.
 
     Parameters
@@ -246,7 +246,7 @@ class Sigmoid(_Activation):
     _name = "sigmoid"
 
 
-class Tanh(_Activation):
+class Tanh(Activation):
     """Hyperbolic tangent, see `fastrelu.tanh`.
 
     Parameters
@@ -263,7 +263,7 @@ class Tanh(_Activation):
     _name = "tanh"
 
 
-class Softplus(_Activation):
+class Softplus(Activation):
     """log(1 + exp(Z)), see `fastrelu.softplus`.
 
     Parameters
@@ -280,7 +280,7 @@ class Softplus(_Activation):
     _name = "softplus"
 
 
-class PReLU(_Activation):
+class PReLU(Activation):
     """Z where Z > 0, else alpha * Z with a learned alpha, see `fastrelu.prelu`.
 
     Parameters
