@@ -365,9 +365,9 @@ def conv2d_leaky_relu(
     --------
     >>> import numpy as np
     >>> import fastrelu
-    >>> x, w = np.array([[[-3.0, 1.0, 2.0]]]), np.array([[[[1.0, 0.5]]]])
+    >>> x, w = np.float32([[[-3, 1, 2]]]), np.float32([[[[1, 0.5]]]])
     >>> fastrelu.conv2d_leaky_relu(x, w, alpha=0.5)
-    array([[[-1.25,  2.  ]]])
+    array([[[-1.25,  2.  ]]], dtype=float32)
     """
     return _forward("conv2d_leaky_relu", "leaky_relu", x, w, b, alpha, stride, padding, dilation, groups, out, device)
 
