@@ -35,19 +35,21 @@ if TYPE_CHECKING:
     from fastrelu.cache import CacheInfo, cache_info, clear_cache, warmup
     from fastrelu.convolution import (
         conv2d,
-        conv2d_backward,
         conv2d_elu,
-        conv2d_elu_backward,
         conv2d_leaky_relu,
-        conv2d_leaky_relu_backward,
         conv2d_prelu,
         conv2d_relu,
-        conv2d_relu_backward,
         conv2d_sigmoid,
-        conv2d_sigmoid_backward,
         conv2d_softplus,
-        conv2d_softplus_backward,
         conv2d_tanh,
+    )
+    from fastrelu.convolution_gradients import (
+        conv2d_backward,
+        conv2d_elu_backward,
+        conv2d_leaky_relu_backward,
+        conv2d_relu_backward,
+        conv2d_sigmoid_backward,
+        conv2d_softplus_backward,
         conv2d_tanh_backward,
     )
     from fastrelu.device import use
@@ -144,10 +146,14 @@ __all__ = [
 ]
 
 
+_MODULES = ("cuda", "metrics", "nn", "onnx", "ufuncs")
+"""What is imported when it is first used. The bridges to PyTorch and JAX are imported by name, together with these."""
+
+
 def _home(name: str) -> str:
     """The module that a public function is in, and that is imported when it is first used."""
     if name.startswith("conv2d"):
-        return "convolution"
+        return "convolution_gradients" if name.endswith("_backward") else "convolution"
     if name.startswith("linear"):
         return "gradients" if name.endswith("_backward") else "layers"
     if name.startswith("max_pool2d"):
@@ -168,7 +174,7 @@ def _home(name: str) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("cuda", "metrics", "nn", "onnx", "ufuncs"):
+    if name in _MODULES:
         with lock:
             return import_module(f"fastrelu.{name}")
     if name not in __all__:
@@ -179,4 +185,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "cuda", "metrics", "nn", "onnx", "ufuncs"})
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, reduce
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy import ndarray
 
 from fastrelu import faults, foreign
+from fastrelu.device import target
 from fastrelu.native.convolution import PLANS, Geometry
 from fastrelu.operands import native, pair, whole_number
 from fastrelu.operations import INTEGERS
@@ -45,6 +46,31 @@ def arrays(base: str, operands: Mapping[str, Any]) -> Mapping[str, ndarray]:
         raise faults.explain(base, error, operands) from None
     with np.errstate(all="ignore"):
         return {name: native(a.astype(dtype, copy=False)) for name, a in made.items()}
+
+
+def target_of(base: str, given: Sequence[Any], device: str | None) -> int | None:
+    """Where to calculate, as `fastrelu.device.target` has it."""
+    return target(base, given, {} if device is None else {"device": device})
+
+
+def device_parameter(base: str, formula: str, alpha: Any) -> Any:
+    """A parameter for a device: a number, or a single value there; None if the formula has none."""
+    if not formula.startswith(("leaky_relu", "elu")):
+        return None
+    return alpha if faults.is_on_cuda(alpha) else number(base, "alpha", alpha)
+
+
+def batch(a: ndarray) -> ndarray:
+    """Images, also of a single one."""
+    return a if a.ndim == 4 else a[None]
+
+
+def without_padding(x: ndarray, geometry: Geometry) -> tuple[ndarray, Geometry]:
+    """Images that are nothing but padding, as images of zeros."""
+    top, left, bottom, right = geometry.padding
+    images, channels, height, width = x.shape
+    zeros = np.zeros((images, channels, height + top + bottom, width + left + right), x.dtype)
+    return zeros, Geometry(geometry.stride, (0, 0, 0, 0), geometry.dilation, geometry.groups)
 
 
 def common_type(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any]:
