@@ -3,7 +3,6 @@
 from typing import Any
 
 import hypothesis.extra.numpy as hnp
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,12 +12,9 @@ from numpy.testing import assert_array_equal
 import fastrelu
 from bench.callables import CASES, Case
 from fastrelu.operations import FLOATS, INTEGERS
+from tests.dtypes import dtype_of
 
 ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-
-
-def dtype_of(name: str) -> np.dtype[Any]:
-    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def bits(x: np.ndarray) -> np.ndarray:
