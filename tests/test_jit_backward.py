@@ -50,7 +50,13 @@ def test_matrices_of_any_strides(name: str) -> None:
         assert_same(call(*given), call.py_func(*given), (m, k, n))
 
 
-@pytest.mark.parametrize("wanted", SUBSETS)
+# Each is compiled: by day one alone, two without the first, and all.
+BY_DAY = [("dx",), ("dw", "db"), GRADIENTS]
+
+
+@pytest.mark.parametrize(
+    "wanted", [*BY_DAY, *(pytest.param(subset, marks=pytest.mark.nightly) for subset in SUBSETS if subset not in BY_DAY)]
+)
 def test_some_gradients(wanted: tuple[str, ...]) -> None:
     dy, y, x, w = operands("float32", (7,), 5, 9)
     x, w = x if "dw" in wanted else None, w if "dx" in wanted else None
