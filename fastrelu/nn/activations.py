@@ -186,6 +186,13 @@ class LeakyReLU(Activation):
     ------
     ValueError
         If `alpha` is negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrelu.nn import LeakyReLU
+    >>> LeakyReLU(alpha=0.25).forward(np.array([-2.0, 3.0]))
+    array([-0.5,  3. ])
     """
 
     _name = "leaky_relu"
@@ -217,6 +224,13 @@ class ELU(Activation):
     ------
     ValueError
         If `alpha` is negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrelu.nn import ELU
+    >>> ELU().forward(np.array([-1.0, 2.0]))
+    array([-0.63212056,  2.        ])
     """
 
     _name = "elu"
@@ -241,6 +255,13 @@ class Sigmoid(Activation):
     ----------
     A : ndarray or None
         The last output.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrelu.nn import Sigmoid
+    >>> Sigmoid().forward(np.array([-np.inf, 0.0]))
+    array([0. , 0.5])
     """
 
     _name = "sigmoid"
@@ -258,6 +279,13 @@ class Tanh(Activation):
     ----------
     A : ndarray or None
         The last output.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrelu.nn import Tanh
+    >>> Tanh().forward(np.array([-np.inf, 0.0]))
+    array([-1.,  0.])
     """
 
     _name = "tanh"
@@ -275,6 +303,13 @@ class Softplus(Activation):
     ----------
     A : ndarray or None
         The last output.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrelu.nn import Softplus
+    >>> Softplus().forward(np.array([0.0, 1000.0]))
+    array([6.93147181e-01, 1.00000000e+03])
     """
 
     _name = "softplus"

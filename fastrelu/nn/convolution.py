@@ -127,6 +127,15 @@ class Conv2dReLU(Conv2d):
     ------
     TypeError, ValueError
         As for `Conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrelu.nn import Conv2dReLU
+    >>> layer = Conv2dReLU(1, 1, (1, 2), rng=0)
+    >>> layer.weight[:] = [1.0, -1.0]
+    >>> layer.forward(np.array([[[1.0, 2.0, 0.0]]]))
+    array([[[0., 2.]]], dtype=float32)
     """
 
     fuses = False
@@ -151,6 +160,16 @@ class MaxPool2d(Layer):
     ------
     TypeError, ValueError
         If an argument is not what it should be.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrelu.nn import MaxPool2d
+    >>> layer = MaxPool2d((1, 2))
+    >>> layer.forward(np.array([[[1.0, 2.0, 5.0, 4.0]]]))
+    array([[[2., 5.]]])
+    >>> layer.backward(np.array([[[0.5, 0.25]]]))
+    array([[[0.  , 0.5 , 0.25, 0.  ]]])
     """
 
     def __init__(

@@ -90,6 +90,10 @@ def load(path: str | os.PathLike[str]) -> Sequential:
         If the file is none that `save` wrote, or damaged.
     OSError
         If it cannot be read.
+
+    Examples
+    --------
+    See `save`.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
