@@ -447,7 +447,7 @@ assert "numba" not in sys.modules
 """
 
 
-@pytest.mark.parametrize(("dtypes", "rounds"), [(DTYPES[:3], 1), pytest.param(DTYPES, 40, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(("dtypes", "rounds"), [(DTYPES[:3], 1), pytest.param(DTYPES, 10, marks=pytest.mark.nightly)])
 def test_processes_fill_one_empty_cache(tmp_path, dtypes, rounds):
     # Everyone begins with the runtime that all need, then with another type.
     orders = [dtypes[i:] + dtypes[:i] for i in range(len(dtypes))]

@@ -100,6 +100,13 @@ def test_folder_below_a_file(tmp_path, monkeypatch):
         assert fastrelu.clear_cache() == 0
 
 
+def test_folder_is_a_link_to_nothing(tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path / "missing")
+    monkeypatch.setenv("FASTRELU_CACHE_DIR", str(tmp_path / "link"))
+    assert not fastrelu.cache_info().writable
+    assert fastrelu.clear_cache() == 0
+
+
 def test_current_folder_is_gone(tmp_path):
     code = """
 import os, fastrelu
