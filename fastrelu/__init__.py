@@ -39,19 +39,21 @@ if TYPE_CHECKING:
     from fastrelu.cache import CacheInfo, cache_info, clear_cache, warmup
     from fastrelu.convolution import (
         conv2d,
-        conv2d_backward,
         conv2d_elu,
-        conv2d_elu_backward,
         conv2d_leaky_relu,
-        conv2d_leaky_relu_backward,
         conv2d_prelu,
         conv2d_relu,
-        conv2d_relu_backward,
         conv2d_sigmoid,
-        conv2d_sigmoid_backward,
         conv2d_softplus,
-        conv2d_softplus_backward,
         conv2d_tanh,
+    )
+    from fastrelu.convolution_gradients import (
+        conv2d_backward,
+        conv2d_elu_backward,
+        conv2d_leaky_relu_backward,
+        conv2d_relu_backward,
+        conv2d_sigmoid_backward,
+        conv2d_softplus_backward,
         conv2d_tanh_backward,
     )
     from fastrelu.device import use
@@ -148,10 +150,17 @@ __all__ = [
 ]
 
 
+_MODULES = ("cuda", "jit", "metrics", "nn", "ufuncs")
+"""What is imported when it is first used."""
+
+_BRIDGES = ("jax", "onnx", "torch")
+"""The same. They import their library, which may not be there: not listed, since `help` and others look at all that `dir` names."""
+
+
 def _home(name: str) -> str:
     """The module that a public function is in, and that is imported when it is first used."""
     if name.startswith("conv2d"):
-        return "convolution"
+        return "convolution_gradients" if name.endswith("_backward") else "convolution"
     if name.startswith("linear"):
         return "gradients" if name.endswith("_backward") else "layers"
     if name.startswith("max_pool2d"):
@@ -169,11 +178,6 @@ def _home(name: str) -> str:
     if name == "use":
         return "device"
     return "threads" if name.endswith("threads") else "activations"
-
-
-_MODULES = ("cuda", "jit", "metrics", "nn", "ufuncs")
-# They import their library, which may not be there: not listed, since `help` and others look at all that `dir` names.
-_BRIDGES = ("jax", "onnx", "torch")
 
 
 def __getattr__(name: str) -> Any:

@@ -289,7 +289,6 @@ def prelu_backward(dy: ArrayLike, x: ArrayLike, alpha: ArrayLike, /, *, device: 
         The input; a learned alpha may become negative, and then the output does not tell the sign of the input.
     alpha : array_like
         As in the forward pass.
-
     device : str, optional
         Where NumPy arrays are calculated, "cpu" or "cuda"; where `fastrelu.use` says if not given.
 

@@ -7,8 +7,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, reduce
 from typing import Any
 
@@ -16,7 +15,9 @@ import numpy as np
 from numpy import ndarray
 
 from fastrelu import faults, foreign
+from fastrelu.device import target
 from fastrelu.native.convolution import PLANS, Geometry
+from fastrelu.operands import native, pair, whole_number
 from fastrelu.operations import INTEGERS
 
 # Types in native byte order, in which operands mostly come.
@@ -43,20 +44,39 @@ def arrays(base: str, operands: Mapping[str, Any]) -> Mapping[str, ndarray]:
         dtype = common_type(a.dtype for a in made.values())
     except np.exceptions.DTypePromotionError as error:
         raise faults.explain(base, error, operands) from None
-    return {name: native(a, dtype) for name, a in made.items()}
+    with np.errstate(all="ignore"):
+        return {name: native(a.astype(dtype, copy=False)) for name, a in made.items()}
+
+
+def target_of(base: str, given: Sequence[Any], device: str | None) -> int | None:
+    """Where to calculate, as `fastrelu.device.target` has it."""
+    return target(base, given, {} if device is None else {"device": device})
+
+
+def device_parameter(base: str, formula: str, alpha: Any) -> Any:
+    """A parameter for a device: a number, or a single value there; None if the formula has none."""
+    if not formula.startswith(("leaky_relu", "elu")):
+        return None
+    return alpha if faults.is_on_cuda(alpha) else number(base, "alpha", alpha)
+
+
+def batch(a: ndarray) -> ndarray:
+    """Images, also of a single one."""
+    return a if a.ndim == 4 else a[None]
+
+
+def without_padding(x: ndarray, geometry: Geometry) -> tuple[ndarray, Geometry]:
+    """Images that are nothing but padding, as images of zeros."""
+    top, left, bottom, right = geometry.padding
+    images, channels, height, width = x.shape
+    zeros = np.zeros((images, channels, height + top + bottom, width + left + right), x.dtype)
+    return zeros, Geometry(geometry.stride, (0, 0, 0, 0), geometry.dilation, geometry.groups)
 
 
 def common_type(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any]:
     """The type to calculate in: that of all by NumPy's rules; integers become floats."""
     dtype = reduce(np.promote_types, dtypes)
     return np.promote_types(dtype, np.float16) if dtype.name in INTEGERS else dtype
-
-
-def native(a: ndarray, dtype: np.dtype[Any]) -> ndarray:
-    """`a` with elements of `dtype`, aligned and in native byte order."""
-    with np.errstate(all="ignore"):
-        a = a.astype(dtype.newbyteorder("="), copy=False)
-    return a if a.flags.aligned else a.copy(order="K")
 
 
 def number(base: str, name: str, value: Any) -> float:
@@ -76,28 +96,6 @@ def number(base: str, name: str, value: Any) -> float:
         raise TypeError(f"{base}: {name} must be a number, not {type(value).__name__}") from None
 
 
-def _whole(base: str, name: str, value: Any, least: int, also: str = "") -> int:
-    """A whole number that is not less than `least`."""
-    try:
-        found = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{base}: {name} must be a whole number{also}, not {type(value).__name__}") from None
-    if found < least:
-        raise ValueError(f"{base}: {name} must be at least {least}, not {found}")
-    return found
-
-
-def _pair(base: str, name: str, value: Any, least: int) -> tuple[int, int]:
-    """What holds for rows and for columns: two whole numbers, or one for both."""
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) != 0:
-        values = [*value]
-        if len(values) != 2:
-            raise ValueError(f"{base}: {name} must be one whole number or two, not {len(values)}")
-        return _whole(base, name, values[0], least), _whole(base, name, values[1], least)
-    one = _whole(base, name, value, least, " or two of them")
-    return one, one
-
-
 def _padding(
     base: str, padding: Any, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[int, int, int, int]:
@@ -106,12 +104,12 @@ def _padding(
         if padding == "valid":
             return 0, 0, 0, 0
         if padding != "same":
-            raise ValueError(f'{base}: padding must be "same", "valid", one whole number or two, not {padding!r}')
+            raise ValueError(f'{base}: padding must be "same", "valid", one integer or two, not {padding!r}')
         if stride != (1, 1):
             raise ValueError(f'{base}: padding must not be "same" with stride {stride}, only with stride 1')
         rows, columns = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
         return rows // 2, columns // 2, rows - rows // 2, columns - columns // 2
-    return _pair(base, "padding", padding, 0) * 2
+    return pair(base, "padding", padding, 0) * 2
 
 
 def _is_plain(value: Any) -> bool:
@@ -123,9 +121,9 @@ def plain(base: str, stride: Any, padding: Any, dilation: Any, groups: Any) -> t
     """The same options as ints and tuples of two, or a name of a padding; equal ones have the same meaning."""
     if _are_plain(stride, padding, dilation, groups):
         return stride, padding, dilation, groups
-    pads = padding if isinstance(padding, str) else _pair(base, "padding", padding, 0)
-    whole = _whole(base, "groups", groups, 1)
-    return _pair(base, "stride", stride, 1), pads, _pair(base, "dilation", dilation, 1), whole
+    pads = padding if isinstance(padding, str) else pair(base, "padding", padding, 0)
+    whole = whole_number(base, "groups", groups, 1)
+    return pair(base, "stride", stride, 1), pads, pair(base, "dilation", dilation, 1), whole
 
 
 def _are_plain(stride: Any, padding: Any, dilation: Any, groups: Any) -> bool:
@@ -158,8 +156,8 @@ def _geometry(
         raise ValueError(f"{base}: x must have shape (N, C, H, W) or (C, H, W), not {x}")
     if len(w) != 4:
         raise ValueError(f"{base}: w must have shape (O, C / groups, KH, KW), not {w}")
-    groups = _whole(base, "groups", groups, 1)
-    strides, dilations = _pair(base, "stride", stride, 1), _pair(base, "dilation", dilation, 1)
+    groups = whole_number(base, "groups", groups, 1)
+    strides, dilations = pair(base, "stride", stride, 1), pair(base, "dilation", dilation, 1)
     kernel = w[2], w[3]
     if 0 in kernel:
         raise ValueError(f"{base}: w must have a kernel of at least one row and one column, not shape {w}")

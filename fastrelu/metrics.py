@@ -67,11 +67,16 @@ def accuracy(y_true: ArrayLike, y_pred: ArrayLike) -> float:
     Parameters
     ----------
     y_true, y_pred : array_like of shape (n,)
-        As for `confusion_matrix`, which also says what is raised.
+        As for `confusion_matrix`.
 
     Returns
     -------
     float
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `confusion_matrix`.
 
     Examples
     --------

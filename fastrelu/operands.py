@@ -133,25 +133,28 @@ def _first_outside(words: ndarray, limit: int, exempt: int | None) -> int:
     return found.value
 
 
-def whole_number(base: str, name: str, value: Any, least: int, most: int) -> int:
-    """An argument that must be an integer from `least` to `most`."""
+def whole_number(base: str, name: str, value: Any, least: int, most: int | None = None) -> int:
+    """An argument that must be an integer from `least` on, or to `most`."""
     try:
         number = None if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:
         number = None
     if number is None:
         raise TypeError(f"{base}: {name} must be an integer, not {type(value).__name__}")
-    if not least <= number <= most:
+    if most is None and number < least:
+        raise ValueError(f"{base}: {name} must be at least {least}, not {number}")
+    if most is not None and not least <= number <= most:
         raise ValueError(f"{base}: {name} must be {least} to {most}, not {number}")
     return number
 
 
-def pair(base: str, name: str, value: Any, least: int) -> tuple[int, int]:
-    """An integer for rows and columns, or one for each."""
-    numbers = tuple(value) if isinstance(value, tuple | list | ndarray) and np.ndim(value) == 1 else (value, value)
+def pair(base: str, name: str, value: Any, least: int, most: int | None = None) -> tuple[int, int]:
+    """An integer for rows and columns, or one for each, as `whole_number` takes them."""
+    is_several = isinstance(value, tuple | list) or (isinstance(value, ndarray) and value.ndim == 1)
+    numbers = tuple(value) if is_several else (value, value)
     if len(numbers) != 2:
         raise ValueError(f"{base}: {name} must be one integer or two, not {len(numbers)}")
-    first, second = (whole_number(base, name, number, least, 2**31 - 1) for number in numbers)
+    first, second = (whole_number(base, name, number, least, most) for number in numbers)
     return first, second
 
 

@@ -1,6 +1,6 @@
-"""The elementwise operations: operands, element types, and the loop that each choice of types needs.
+"""The operations, the fused layers and their gradients: operands, types, and the loop that each choice of types needs.
 
-This table is all that the ufuncs, the benchmarks and the tests know of an operation; importing it needs only NumPy.
+These tables are all that the ufuncs, the benchmarks and the tests know of them; importing them needs only NumPy.
 """
 
 from dataclasses import dataclass, replace
@@ -8,11 +8,11 @@ from functools import cache, cached_property
 
 import numpy as np
 
-HALVES = ("float16", "bfloat16")
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 KC = 256
 """Terms of a block of a sum: each block is one chain of additions, and the blocks are added in ascending order."""
 
+HALVES = ("float16", "bfloat16")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 
 
@@ -178,6 +178,7 @@ class Operation:
 
 
 _MEMORY = 16384
+"""The grain of operations that take no longer than reading and writing their elements."""
 
 OPERATIONS = {
     operation.name: operation

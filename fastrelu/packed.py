@@ -38,6 +38,17 @@ class PackedWeight:
         As of the array. float16 and bfloat16 are kept as float32, which is exact.
     nbytes : int
         Memory that it takes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrelu
+    >>> w = np.array([[1.0, -1.0], [2.0, 0.5]])
+    >>> packed = fastrelu.PackedWeight(w)
+    >>> fastrelu.linear_relu(np.array([1.0, 1.0]), packed, np.zeros(2))
+    array([3., 0.])
+    >>> packed.matches(w), packed.matches(2 * w)
+    (True, False)
     """
 
     __array_ufunc__ = None  # NumPy's own functions refuse it

@@ -60,7 +60,7 @@ def _size(base: str, name: str, value: Any, least: int) -> Pair:
         return value, value
     if type(value) is tuple and {*map(type, value)} == {int} and len(value) == 2 and least <= min(value) <= max(value) < 2**31:
         return value
-    return pair(base, name, value, least)
+    return pair(base, name, value, least, 2**31 - 1)
 
 
 @lru_cache(1024)

@@ -16,7 +16,7 @@ import numpy as np
 
 import fastrelu
 from fastrelu import gradient_peers, layer_peers, measure, peers
-from fastrelu.native import store, target
+from fastrelu.native import target
 
 OPERATIONS = ("relu", "relu_backward", "tanh", "sigmoid", "elu", "softplus")
 SIZES = (10, 10_000, 1_000_000, 50_000_000)
@@ -52,7 +52,7 @@ def facts() -> dict[str, str]:
         "vectors": f"{8 * target.vector_bytes()} bits",
         "threads": f"{fastrelu.get_num_threads()}, in the package's own pool; Numba's threading layer does not matter",
         "last-level cache": f"{target.last_level_cache() / 2**20:g} MiB",
-        "kernel cache": _kernel_cache(),
+        "kernel cache": str(fastrelu.cache_info()).partition("\n")[0],
         "numba-cuda": _version("numba-cuda"),
         "CUDA": _gpus(),
     }
@@ -87,17 +87,6 @@ def _version(library: str) -> str:
         return version(library)
     except PackageNotFoundError:
         return "installed, version unknown" if peers.available(library) else "not installed"
-
-
-def _kernel_cache() -> str:
-    folder = store.folder()
-    if folder is None:
-        return "off: every process compiles its kernels again"
-    try:
-        sizes = [file.stat().st_size for file in folder.iterdir()]
-    except OSError:
-        sizes = []
-    return f"{len(sizes)} kernels, {sum(sizes) / 1024:.0f} KiB in {folder}"
 
 
 def print_facts() -> None:

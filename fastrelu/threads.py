@@ -130,6 +130,14 @@ def set_num_threads(count: int, /) -> None:
         If `count` is not an integer.
     ValueError
         If it is out of range.
+
+    Examples
+    --------
+    >>> import fastrelu
+    >>> with fastrelu.num_threads(1):  # which puts back what was in force
+    ...     fastrelu.set_num_threads(2)
+    ...     fastrelu.get_num_threads()
+    2
     """
     pool.write(pool.LIMIT, _checked(count, "set_num_threads"))
 
@@ -142,6 +150,11 @@ def num_threads(count: int, /) -> Iterator[None]:
     ----------
     count : int
         1 to 256, as for `set_num_threads`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `set_num_threads`.
 
     Examples
     --------

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,3 +56,9 @@ def call(
     """The same for a function of a test module with arguments that can be written as source."""
     name = function.__name__
     return run(f"from {function.__module__} import {name}\n{name}(*{arguments!r})", env, timeout)
+
+
+def wait_for_interrupt() -> None:
+    """Wait, half a minute at most. One long sleep does not end early by an interrupt that another thread makes."""
+    for _ in range(600):
+        time.sleep(0.05)

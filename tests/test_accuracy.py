@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fastrelu
 from bench.callables import CASES, Case
+from tests.dtypes import dtype_of
 
 Array = np.ndarray
 
@@ -24,10 +24,6 @@ WIDE = [
 ]
 HALVES = ("float16", "bfloat16")
 CURVES = ("sigmoid", "tanh", "elu", "softplus")
-
-
-def dtype_of(name: str) -> np.dtype[Any]:
-    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def bits(x: Any) -> Array:

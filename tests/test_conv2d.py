@@ -299,7 +299,7 @@ def test_number_that_only_equals_one_that_came_before(name, value):
     x, w = np.ones((2, 5, 5)), np.ones((2, 2, 3, 3))
     whole = {name: 1 if name == "groups" else (1, 1)}
     fastrelu.conv2d(x, w, **whole)
-    with pytest.raises(TypeError, match=f"conv2d: {name} must be a whole number"):
+    with pytest.raises(TypeError, match=f"conv2d: {name} must be an integer"):
         fastrelu.conv2d(x, w, **{name: value})
 
 
@@ -391,15 +391,15 @@ FAULTS = {
     "large kernel": ({"w": np.ones((7, 5, 3, 12))}, {}, ValueError, "w must span at most the 11 columns of x of shape"),
     "dilated kernel": ({}, {"dilation": (5, 1)}, ValueError, "w must span at most the 9 rows of x of shape"),
     "stride": ({}, {"stride": 0}, ValueError, "stride must be at least 1, not 0"),
-    "stride of three": ({}, {"stride": (1, 1, 1)}, ValueError, "stride must be one whole number or two, not 3"),
-    "stride as float": ({}, {"stride": 1.5}, TypeError, "stride must be a whole number or two of them, not float"),
+    "stride of three": ({}, {"stride": (1, 1, 1)}, ValueError, "stride must be one integer or two, not 3"),
+    "stride as float": ({}, {"stride": 1.5}, TypeError, "stride must be an integer, not float"),
     "dilation": ({}, {"dilation": (1, -1)}, ValueError, "dilation must be at least 1, not -1"),
     "padding": ({}, {"padding": -1}, ValueError, "padding must be at least 0, not -1"),
     "named padding": (
         {},
         {"padding": "full"},
         ValueError,
-        'padding must be "same", "valid", one whole number or two, not \'full\'',
+        'padding must be "same", "valid", one integer or two, not \'full\'',
     ),
     "same": (
         {},

@@ -3,12 +3,12 @@
 import itertools
 import sys
 
-import ml_dtypes
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
 import fastrelu
+from tests.dtypes import dtype_of
 from tests.reference import bits
 from tests.subprocesses import call
 from tests.test_guard_pages import Guarded
@@ -16,10 +16,6 @@ from tests.test_guard_pages import Guarded
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 Array = np.ndarray
-
-
-def dtype_of(name: str) -> np.dtype:
-    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def normal(dtype: str, *shape: int, seed: int = 0) -> Array:

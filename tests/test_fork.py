@@ -19,8 +19,9 @@ import fastrelu
 import fastrelu.ufuncs
 from fastrelu import threads
 from fastrelu.native import pool
+from tests.forks import ended_well, start_child
 from tests.jobs import Job, eventually
-from tests.subprocesses import call, run
+from tests.subprocesses import call, run, wait_for_interrupt
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
@@ -34,22 +35,6 @@ def is_right(dtype="float32") -> bool:
         if not (fastrelu.relu(x) == np.where(x > 0, x, 0)).all():
             return False
     return True
-
-
-def start_child(job, fork=os.fork) -> int:
-    """Fork; the child ends with status 0 if `job` returns true."""
-    child = fork()
-    if child == 0:
-        status = 1
-        try:
-            status = 0 if job() else 1
-        finally:
-            os._exit(status)
-    return child
-
-
-def ended_well(child: int) -> bool:
-    return os.waitpid(child, 0)[1] == 0
 
 
 def fork_then_fork():
@@ -205,7 +190,8 @@ def forked_without_wiping():
 
     mmap.mmap = Memory
     from fastrelu.native import pool
-    from tests.test_fork import ended_well, is_right, start_child
+    from tests.forks import ended_well, start_child
+    from tests.test_fork import is_right
 
     assert is_right()
     assert pool.read(pool.OWNER) == os.getpid()
@@ -348,7 +334,7 @@ def interrupted_question():
     def child():
         threads.default_num_threads = interrupt
         try:
-            is_right(), time.sleep(30)
+            is_right(), wait_for_interrupt()
         except KeyboardInterrupt:
             return is_right() and fastrelu.get_num_threads() == 3 and len(asked) == 2
         return False

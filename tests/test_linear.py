@@ -12,6 +12,7 @@ from numpy.testing import assert_array_equal
 import fastrelu
 from fastrelu.operations import FLOATS, HALVES, KC, LAYERS
 from tests import reference
+from tests.dtypes import dtype_of
 from tests.reference import bits
 
 Array = np.ndarray
@@ -22,10 +23,6 @@ BASES = sorted({layer.base for layer in LAYERS.values()})
 M = [*range(1, 14)]
 N = [*range(1, 71), *range(127, 131), 257]
 K = [*range(21), *range(KC - 1, KC + 3), *range(2 * KC - 1, 2 * KC + 3), 1000]
-
-
-def dtype_of(name: str) -> np.dtype[Any]:
-    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def normal(dtype: str, *shape: int, seed: int = 0) -> Array:

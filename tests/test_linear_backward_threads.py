@@ -18,6 +18,7 @@ from numpy.testing import assert_array_equal
 
 import fastrelu
 from fastrelu.operations import FLOATS
+from tests.forks import ended_well, start_child
 from tests.subprocesses import call
 from tests.test_linear import bits_of_positive
 from tests.test_linear_backward import ALPHAS, RELU, SUBSETS, assert_gradients, expected_of, problem
@@ -26,13 +27,11 @@ from tests.test_linear_threads import (
     FOUR,
     ONE_ARENA,
     STRICT_MALLOC,
-    ended_well,
     memory,
     needs_fork,
     needs_glibc,
     needs_proc,
     smallest_stack,
-    start_child,
 )
 
 Array = np.ndarray

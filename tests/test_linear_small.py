@@ -123,9 +123,9 @@ def test_nothing_outside_the_matrices(name: str) -> None:
     call(sweep, name, WIDE, few, (0, 3), 1, timeout=300)
 
 
-def digest() -> str:
+def digest(names: tuple[str, ...], dtypes: tuple[str, ...]) -> str:
     found = hashlib.sha256()
-    for name, dtype in itertools.product(("linear", "linear_prelu"), WIDE):
+    for name, dtype in itertools.product(names, dtypes):
         for number, (m, k, n) in enumerate(shapes()):
             x, w, b = problem(dtype, m, k, n, seed=number)
             y = getattr(fastrelu, name)(x, w, (b, None)[number // 3 % 2], *fitting(name, dtype, n))
@@ -133,11 +133,18 @@ def digest() -> str:
     return found.hexdigest()
 
 
-def print_digest() -> None:
-    print(digest())
+def print_digest(*arguments: tuple[str, ...]) -> None:
+    print(digest(*arguments))
 
 
 @pytest.mark.skipif(not target.has_feature("avx2"), reason="only the features of x86 processors are varied")
-@pytest.mark.parametrize("to", ["avx2", pytest.param("sse4", marks=pytest.mark.nightly)])
-def test_narrower_vectors(to: str) -> None:
-    assert call(print_digest, env=TARGETS[to][0], timeout=300).strip() == digest()
+@pytest.mark.parametrize(
+    ("names", "dtypes", "to"),
+    # By day what `test_linear_target` compiles for these vectors as well.
+    [
+        (("linear_relu",), ("float32",), "avx2"),
+        *(pytest.param(("linear", "linear_prelu"), WIDE, to, marks=pytest.mark.nightly) for to in ("avx2", "sse4")),
+    ],
+)
+def test_narrower_vectors(names: tuple[str, ...], dtypes: tuple[str, ...], to: str) -> None:
+    assert call(print_digest, names, dtypes, env=TARGETS[to][0], timeout=300).strip() == digest(names, dtypes)

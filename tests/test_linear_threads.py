@@ -9,7 +9,6 @@ import contextlib
 import multiprocessing
 import os
 import platform
-import signal
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import fastrelu
 from fastrelu.native import pool
 from fastrelu.operations import FLOATS
+from tests.forks import ended_well, start_child
 from tests.subprocesses import call, run
 
 FOUR = {"FASTRELU_NUM_THREADS": "4"}
@@ -181,23 +181,6 @@ def test_output_of_one_caller_is_left_alone_by_others():
 
 
 # Forks.
-
-
-def start_child(job) -> int:
-    """Fork; the child ends with status 0 if `job` returns true."""
-    child = os.fork()
-    if child == 0:
-        signal.alarm(60)  # a child that hangs ends as well
-        status = 1
-        try:
-            status = 0 if job() else 1
-        finally:
-            os._exit(status)
-    return child
-
-
-def ended_well(child: int) -> bool:
-    return os.waitpid(child, 0)[1] == 0
 
 
 def fork_then_fork():

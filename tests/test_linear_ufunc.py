@@ -16,6 +16,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import fastrelu
 from fastrelu import ufuncs
 from fastrelu.operations import FLOATS, LAYERS
+from tests.dtypes import dtype_of
 from tests.subprocesses import run
 
 Array = np.ndarray
@@ -27,10 +28,6 @@ SCALAR = [name for name in NAMES if LAYERS[name].alpha == "()"]
 ROW = [name for name in NAMES if LAYERS[name].alpha == "(n)"]
 M, K, N = 5, 3, 7
 IMPORTS = "import numpy as np, fastrelu as f; from ml_dtypes import bfloat16; from numpy import *\n"
-
-
-def dtype_of(name: str) -> np.dtype[Any]:
-    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def normal(*shape: int, dtype: Any = np.float32, seed: int = 0) -> Array:

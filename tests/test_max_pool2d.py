@@ -3,7 +3,6 @@
 import itertools
 import sys
 
-import ml_dtypes
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -11,6 +10,7 @@ from numpy.testing import assert_array_equal
 import fastrelu
 from fastrelu.native import target
 from tests import reference as of_floats
+from tests.dtypes import dtype_of
 from tests.subprocesses import call
 from tests.test_guard_pages import Guarded
 from tests.test_target import TARGETS
@@ -20,10 +20,6 @@ TYPES = (*FLOATS, "int32", "uint8")
 
 Array = np.ndarray
 Pair = tuple[int, int]
-
-
-def dtype_of(name: str) -> np.dtype:
-    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def bits(y: Array) -> Array:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import fastrelu
+from tests.forks import ended_well, start_child
 from tests.subprocesses import call
-from tests.test_linear_threads import ended_well, start_child
 
 FOUR = {"FASTRELU_NUM_THREADS": "4"}
 

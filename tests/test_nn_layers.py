@@ -173,7 +173,7 @@ FAULTS = [
     (lambda: nn.Linear(2, 2, dtype=None), ValueError, "Linear: dtype must be .* not None"),
     (lambda: nn.Linear(2, 2, rng="x"), TypeError, "Linear: rng must be a seed, a numpy.random.Generator or None, not 'x'"),
     (lambda: nn.Conv2d(3, 4, 3, groups=2), ValueError, "Conv2d: in_channels must be a multiple of groups, 2, not 3"),
-    (lambda: nn.Conv2d(3, 4, (3, 3, 3)), ValueError, "Conv2d: kernel_size must be an integer or a pair of them"),
+    (lambda: nn.Conv2d(3, 4, (3, 3, 3)), ValueError, "Conv2d: kernel_size must be one integer or two, not 3"),
     (lambda: nn.Conv2d(3, 4, 3, padding="full"), ValueError, 'Conv2d: padding must be "same", "valid", an integer or a pair'),
     (lambda: nn.Conv2d(3, 4, 3, 2, "same"), ValueError, r'Conv2d: padding must not be "same" with stride \(2, 2\)'),
     (lambda: nn.Conv2d(3, 4, 3, stride=0), ValueError, "Conv2d: stride must be at least 1, not 0"),

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -17,6 +16,7 @@ from numpy.testing import assert_array_equal
 import fastrelu
 from fastrelu.native import target
 from fastrelu.operations import FLOATS, LAYERS
+from tests.dtypes import dtype_of
 from tests.subprocesses import call as call_in_process
 from tests.test_target import TARGETS
 
@@ -28,10 +28,6 @@ DTYPES = pytest.mark.parametrize("dtype", FLOATS)
 # Nothing, less than a vector, a vector, the widest tile, and one more or less than each.
 SIZES = [(0, 0), (0, 5), (5, 0), (1, 1), (3, 7), (2, 8), (300, 9), (17, 15), (4, 16), (5, 17), (31, 31), (256, 32), (257, 33)]
 SIZES += [(7, 47), (9, 48), (40, 49), (6, 63), (70, 64), (5, 65), (33, 127), (8, 128), (3, 129), (513, 200)]
-
-
-def dtype_of(name: str) -> np.dtype[Any]:
-    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def normal(*shape: int, dtype: Any = np.float32, seed: int = 0) -> Array:

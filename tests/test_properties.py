@@ -3,7 +3,6 @@
 from typing import Any
 
 import hypothesis.extra.numpy as hnp
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,12 +12,9 @@ from numpy.testing import assert_array_equal
 import fastrelu
 from bench.callables import CASES, Case
 from fastrelu.operations import FLOATS, INTEGERS
+from tests.dtypes import dtype_of
 
 ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-
-
-def dtype_of(name: str) -> np.dtype[Any]:
-    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def bits(x: np.ndarray) -> np.ndarray:
@@ -100,8 +96,9 @@ def test_backward_takes_input_or_output(name: str, data: st.DataObject) -> None:
 )
 @given(st.data())
 def test_array_equals_its_elements(case: Case, name: str, data: st.DataObject) -> None:
-    # Two NaNs in one formula are left to a test of their own.
-    first = data.draw(views(dtype_of(name)))
+    # Two NaNs in one formula are left to a test of their own. Each element takes a call.
+    shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=6))
+    first = data.draw(views(dtype_of(name), shape))
     operands = [first, *(np.full(first.shape, 0.75, first.dtype) for _ in case.data[1:])]
     if case.name == "softplus_backward":
         operands.reverse()  # an output is never negative

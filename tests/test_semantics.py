@@ -8,7 +8,6 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.testing import assert_array_equal
 import fastrelu
 from bench.callables import CASES, Case
 from fastrelu.operations import FLOATS, INTEGERS, OPERATIONS
+from tests.dtypes import dtype_of
 
 MANTISSA = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
 # Operations that only compare and select, with the dtypes that they have loops for.
@@ -26,10 +26,6 @@ SELECTING = ("relu", "relu_derivative", "relu_backward")
 STEP = 128
 # More than two parts of every operation, and no multiple of anything.
 LONG = 100_003
-
-
-def dtype_of(name: str) -> np.dtype[Any]:
-    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def bits(x: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import fastrelu
 from fastrelu.losses import row_losses, sum_of_losses
 from fastrelu.native import target
+from tests.dtypes import dtype_of
 from tests.reference import bits
 from tests.subprocesses import call
 from tests.test_guard_pages import Guarded
@@ -21,10 +22,6 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 U = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
 
 Array = np.ndarray
-
-
-def dtype_of(name: str) -> np.dtype:
-    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def problem(dtype: str, rows: int, classes: int, scale: float = 3, seed: int = 0) -> tuple[Array, Array]:

@@ -16,6 +16,7 @@ import fastrelu
 from bench.callables import CASES, Case
 from fastrelu import ufuncs
 from fastrelu.operations import FLOATS, INTEGERS, OPERATIONS
+from tests.dtypes import dtype_of
 from tests.subprocesses import run
 
 Array = np.ndarray
@@ -27,10 +28,6 @@ SELECTING = [name for name, operation in OPERATIONS.items() if not operation.ari
 NAMES = "import numpy as np, fastrelu as f; from ml_dtypes import bfloat16; from numpy import *\n"
 # Below and above the size from which a call is divided among threads.
 SIZES = pytest.mark.parametrize("size", [1, 2, 5, 300, 100_003])
-
-
-def dtype_of(name: str) -> np.dtype[Any]:
-    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def bits(x: Array) -> Array:

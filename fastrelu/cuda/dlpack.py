@@ -9,8 +9,8 @@ import atexit
 import ctypes
 from typing import Any, NamedTuple
 
-CUDA, CUDA_MANAGED = 2, 13
-"""Kinds of devices whose memory a GPU reads."""
+CUDA = 2
+"""The kind of device that GPUs are."""
 
 _INT, _UINT, _FLOAT, _BFLOAT = 0, 1, 2, 4
 _NAMES = {_INT: "int", _UINT: "uint", _FLOAT: "float", _BFLOAT: "bfloat", 5: "complex", 6: "bool"}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 # Okabe and Ito 2008, "Color Universal Design": told apart by all kinds of colour vision.
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
 GREY = "#6b6b6b"
 
 _STYLE = {

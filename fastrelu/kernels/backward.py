@@ -172,7 +172,7 @@ def _backward(description, dx_problem, dw_problem, db, sizes):
             # All columns of some rows, so many that they divide a block.
             rows = KC // (SIZE >> 1)
             write_words(dx_task + 8, (rows, ceil(read_word(dx_problem + SIZES + 16), NR) * NR, ceil(m, rows)))
-        failed = in_slabs(description, job, dx_task, dw_task, db, sizes, threads)
+        failed = in_slabs(description, job, dw_task, db, sizes, threads)
     else:
         failed = run(_part_address(), job, dx_parts + dw_parts, dx_parts + dw_parts < 2)
     if most > 256:

@@ -138,7 +138,7 @@ def add_slabs(add, total, slabs, slab, count, is_first, threads):
 
 
 @register_jitable
-def in_slabs(description, job, dx_task, dw_task, db, sizes, threads):
+def in_slabs(description, job, dw_task, db, sizes, threads):
     """Divide the batch into blocks of `KC` rows, whose sums are added in ascending order; returns 0 if there was memory."""
     m, k, n = sizes
     SIZE = read_word(description + TYPE + 8)

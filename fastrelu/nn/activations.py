@@ -15,7 +15,7 @@ from fastrelu import activations, faults
 __all__ = ["ELU", "LeakyReLU", "PReLU", "ReLU", "Sigmoid", "Softplus", "Tanh"]
 
 
-class _Activation:
+class Activation:
     """What the activations share: which functions run, and what is kept between them."""
 
     _name: str
@@ -137,7 +137,7 @@ class _Activation:
         return f"{type(self).__name__}({', '.join(options)})"
 
 
-class ReLU(_Activation):
+class ReLU(Activation):
     """max(Z, 0), see `fastrelu.relu`.
 
     Parameters
@@ -167,7 +167,7 @@ class ReLU(_Activation):
     _name = "relu"
 
 
-class LeakyReLU(_Activation):
+class LeakyReLU(Activation):
     """Z where Z > 0, else alpha * Z, see `fastrelu.leaky_relu`.
 
     Parameters
@@ -186,6 +186,13 @@ class LeakyReLU(_Activation):
     ------
     ValueError
         If `alpha` is negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrelu.nn import LeakyReLU
+    >>> LeakyReLU(alpha=0.25).forward(np.array([-2.0, 3.0]))
+    array([-0.5,  3. ])
     """
 
     _name = "leaky_relu"
@@ -198,7 +205,7 @@ class LeakyReLU(_Activation):
         return (self.alpha,)
 
 
-class ELU(_Activation):
+class ELU(Activation):
     """Z where Z > 0, else alpha * (exp(Z) - 1), see `fastrelu.elu`.
 
     Parameters
@@ -217,6 +224,13 @@ class ELU(_Activation):
     ------
     ValueError
         If `alpha` is negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrelu.nn import ELU
+    >>> ELU().forward(np.array([-1.0, 2.0]))
+    array([-0.63212056,  2.        ])
     """
 
     _name = "elu"
@@ -229,7 +243,7 @@ class ELU(_Activation):
         return (self.alpha,)
 
 
-class Sigmoid(_Activation):
+class Sigmoid(Activation):
     """1 / (1 + exp(-Z)), see `fastrelu.sigmoid`.
 
     Parameters
@@ -241,12 +255,19 @@ class Sigmoid(_Activation):
     ----------
     A : ndarray or None
         The last output.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrelu.nn import Sigmoid
+    >>> Sigmoid().forward(np.array([-np.inf, 0.0]))
+    array([0. , 0.5])
     """
 
     _name = "sigmoid"
 
 
-class Tanh(_Activation):
+class Tanh(Activation):
     """Hyperbolic tangent, see `fastrelu.tanh`.
 
     Parameters
@@ -258,12 +279,19 @@ class Tanh(_Activation):
     ----------
     A : ndarray or None
         The last output.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrelu.nn import Tanh
+    >>> Tanh().forward(np.array([-np.inf, 0.0]))
+    array([-1.,  0.])
     """
 
     _name = "tanh"
 
 
-class Softplus(_Activation):
+class Softplus(Activation):
     """log(1 + exp(Z)), see `fastrelu.softplus`.
 
     Parameters
@@ -275,12 +303,19 @@ class Softplus(_Activation):
     ----------
     A : ndarray or None
         The last output.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrelu.nn import Softplus
+    >>> Softplus().forward(np.array([0.0, 1000.0]))
+    array([6.93147181e-01, 1.00000000e+03])
     """
 
     _name = "softplus"
 
 
-class PReLU(_Activation):
+class PReLU(Activation):
     """Z where Z > 0, else alpha * Z with a learned alpha, see `fastrelu.prelu`.
 
     Parameters

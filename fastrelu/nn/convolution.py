@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import fastrelu
-from fastrelu.nn.activations import ReLU
-from fastrelu.nn.activations import _Activation as Activation
-from fastrelu.nn.initial import he_normal, positive
-from fastrelu.nn.layers import _WANTED, Layer, variant
+from fastrelu.nn.activations import Activation, ReLU
+from fastrelu.nn.initial import he_normal
+from fastrelu.nn.layers import Layer, Weighted
+from fastrelu.operands import pair, whole_number
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -21,7 +21,7 @@ Pair = int | tuple[int, int]
 """A number for both axes, or one for the rows and one for the columns."""
 
 
-class Conv2d(Layer):
+class Conv2d(Weighted):
     """Convolution, see `fastrelu.conv2d`.
 
     The weight begins with normal values of the standard deviation sqrt(2 / fan_in) (He et al. 2015, eq. 10), where
@@ -60,9 +60,7 @@ class Conv2d(Layer):
     (8, 3, 3, 3)
     """
 
-    fuses = True
-    _names = ("weight", "bias")
-    _own_activation: Activation | None = None
+    _function = "conv2d"
 
     def __init__(
         self,
@@ -80,16 +78,17 @@ class Conv2d(Layer):
     ):
         super().__init__()
         name = type(self).__name__
-        self.groups = positive(name, "groups", groups)
-        channels = {"in_channels": in_channels, "out_channels": out_channels}
-        for argument, value in channels.items():
-            if positive(name, argument, value) % groups:
-                raise ValueError(f"{name}: {argument} must be a multiple of groups, {groups}, not {value}")
-        self.kernel_size, self.stride = _pair(name, "kernel_size", kernel_size), _pair(name, "stride", stride)
-        self.dilation = _pair(name, "dilation", dilation)
+        self.groups = groups = whole_number(name, "groups", groups, 1)
+        in_channels = whole_number(name, "in_channels", in_channels, 1)
+        out_channels = whole_number(name, "out_channels", out_channels, 1)
+        for argument, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels % groups:
+                raise ValueError(f"{name}: {argument} must be a multiple of groups, {groups}, not {channels}")
+        self.kernel_size, self.stride = pair(name, "kernel_size", kernel_size, 1), pair(name, "stride", stride, 1)
+        self.dilation = pair(name, "dilation", dilation, 1)
         self.padding: Any = padding
         if not isinstance(padding, str):
-            self.padding = _pair(name, "padding", padding, 0)
+            self.padding = pair(name, "padding", padding, 0)
         elif padding not in ("same", "valid"):
             raise ValueError(f'{name}: padding must be "same", "valid", an integer or a pair of them, not {padding!r}')
         elif padding == "same" and self.stride != (1, 1):
@@ -108,26 +107,13 @@ class Conv2d(Layer):
     def _geometry(self) -> tuple[Any, ...]:
         return self.stride, self.padding, self.dilation, self.groups
 
-    def _forward(self, x: Any, activation: Activation | None = None, out: Any = None, keep: bool = True) -> Any:
-        activation = activation or self._own_activation
-        x = self._array("x", x, self.weight.dtype)
+    def _checked(self, x: Any) -> np.ndarray:
+        array = self._array("x", x, self.weight.dtype)
         channels = self.weight.shape[1] * self.groups
-        if x.ndim not in (3, 4) or x.shape[-3] != channels:
-            raise ValueError(f"{type(self).__name__}: x must have shape (N, {channels}, H, W) for in_channels, not {x.shape}")
-        function, alpha = variant("conv2d", activation)
-        y = function(x, self.weight, self.bias, *self._geometry(), **alpha, out=out)
-        if keep:
-            self._kept = x, y, activation
-        return y
-
-    def _backward(self, dy: Any, wants_dx: bool = True, out: Any = None) -> Any:
-        x, y, activation = self._last()
-        dy, places = self._gradient(dy, y), self._places()
-        function, alpha = variant("conv2d", activation, backward=True)
-        operands = (dy, x, self.weight) if activation is None else (dy, y, x, self.weight)
-        wanted = _WANTED[wants_dx, self.bias is not None]
-        results = (out, places["weight"], places.get("bias"))
-        return function(*operands, *self._geometry(), **alpha, wanted=wanted, out=results)[0]
+        if array.ndim not in (3, 4) or array.shape[-3] != channels:
+            allowed = f"(N, {channels}, H, W)"
+            raise ValueError(f"{type(self).__name__}: x must have shape {allowed} for in_channels, not {array.shape}")
+        return array
 
 
 class Conv2dReLU(Conv2d):
@@ -149,6 +135,15 @@ class Conv2dReLU(Conv2d):
     ------
     TypeError, ValueError
         As for `Conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrelu.nn import Conv2dReLU
+    >>> layer = Conv2dReLU(1, 1, (1, 2), rng=0)
+    >>> layer.weight[:] = [1.0, -1.0]
+    >>> layer.forward(np.array([[[1.0, 2.0, 0.0]]]))
+    array([[[0., 2.]]], dtype=float32)
     """
 
     fuses = False
@@ -173,15 +168,25 @@ class MaxPool2d(Layer):
     ------
     TypeError, ValueError
         If an argument is not what it should be.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrelu.nn import MaxPool2d
+    >>> layer = MaxPool2d((1, 2))
+    >>> layer.forward(np.array([[[1.0, 2.0, 5.0, 4.0]]]))
+    array([[[2., 5.]]])
+    >>> layer.backward(np.array([[[0.5, 0.25]]]))
+    array([[[0.  , 0.5 , 0.25, 0.  ]]])
     """
 
     def __init__(
         self, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, dilation: Pair = 1, ceil_mode: bool = False
     ):
         super().__init__()
-        self.kernel_size = _pair("MaxPool2d", "kernel_size", kernel_size)
-        self.stride = self.kernel_size if stride is None else _pair("MaxPool2d", "stride", stride)
-        self.padding, self.dilation = _pair("MaxPool2d", "padding", padding, 0), _pair("MaxPool2d", "dilation", dilation)
+        self.kernel_size = pair("MaxPool2d", "kernel_size", kernel_size, 1)
+        self.stride = self.kernel_size if stride is None else pair("MaxPool2d", "stride", stride, 1)
+        self.padding, self.dilation = pair("MaxPool2d", "padding", padding, 0), pair("MaxPool2d", "dilation", dilation, 1)
         self.ceil_mode = bool(ceil_mode)
 
     def _options(self) -> dict[str, Any]:
@@ -203,12 +208,3 @@ class MaxPool2d(Layer):
         if dy.shape != indices.shape:
             raise ValueError(f"MaxPool2d: dy must have the shape of the output, {indices.shape}, not {dy.shape}")
         return fastrelu.max_pool2d_backward(dy, indices, shape, out=out)
-
-
-def _pair(name: str, argument: str, value: Any, least: int = 1) -> tuple[int, int]:
-    """The number for the rows and that for the columns."""
-    pair = value if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2:
-        raise ValueError(f"{name}: {argument} must be an integer or a pair of them, not {value!r}")
-    rows, columns = (positive(name, argument, one, least) for one in pair)
-    return rows, columns

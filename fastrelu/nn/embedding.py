@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import fastrelu
-from fastrelu.nn.activations import _Activation as Activation
-from fastrelu.nn.initial import float_type, generator, positive
+from fastrelu.nn.activations import Activation
+from fastrelu.nn.initial import float_type, generator
 from fastrelu.nn.layers import Layer
+from fastrelu.operands import whole_number
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -62,13 +63,13 @@ class EmbeddingMean(Layer):
     ):
         super().__init__()
         name = type(self).__name__
-        shape = positive(name, "num_embeddings", num_embeddings), positive(name, "embedding_dim", embedding_dim)
+        shape = whole_number(name, "num_embeddings", num_embeddings, 1), whole_number(name, "embedding_dim", embedding_dim, 1)
         kind = float_type(name, dtype)
         drawn = np.float64 if kind == np.float64 else np.float32
         self.weight = generator(name, rng).standard_normal(shape, dtype=drawn).astype(kind, copy=False)
         self.padding_id = padding_id
         if padding_id is not None:
-            if positive(name, "padding_id", padding_id, 0) >= num_embeddings:
+            if whole_number(name, "padding_id", padding_id, 0) >= num_embeddings:
                 raise ValueError(f"{name}: padding_id must be below num_embeddings, {num_embeddings}, not {padding_id}")
             self.weight[padding_id] = 0
 

@@ -13,11 +13,11 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastrelu.nn.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softplus, Tanh
-from fastrelu.nn.initial import positive
 from fastrelu.nn.layers import Layer, Linear
 from fastrelu.nn.optimizers import SGD, Adam
 from fastrelu.nn.sequential import Sequential
 from fastrelu.nn.training import fit
+from fastrelu.operands import whole_number
 
 __all__ = ["MLPClassifier"]
 
@@ -147,14 +147,15 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"MLPClassifier: y must have at least 2 classes, not one class, {self.classes_[0]!r}")
-        rows = min(200, len(X)) if self.batch_size == "auto" else positive("MLPClassifier", "batch_size", self.batch_size)
+        size = min(200, len(X)) if self.batch_size == "auto" else self.batch_size
+        rows = whole_number("MLPClassifier", "batch_size", size, 1)
         optimizer = self._optimizer(self.alpha / rows)
         # A generator of its own: scikit-learn's are of another kind.
         rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
         self.model_ = self._network(X.shape[1], X.dtype, rng)
         self.loss_curve_: list[float] = []
         best, unchanged = np.inf, 0
-        for _ in range(positive("MLPClassifier", "max_iter", self.max_iter)):
+        for _ in range(whole_number("MLPClassifier", "max_iter", self.max_iter, 1)):
             history = fit(self.model_, X, labels, 1, rows, optimizer=optimizer, shuffle=self.shuffle, rng=rng, progress=False)
             self.loss_curve_ += history.loss
             if self.verbose:

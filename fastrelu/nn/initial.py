@@ -64,12 +64,3 @@ def float_type(name: str, dtype: DTypeLike) -> np.dtype[Any]:
     if kind is None or kind.name not in FLOATS:
         raise ValueError(f"{name}: dtype must be float16, bfloat16, float32 or float64, not {dtype!r}")
     return kind.newbyteorder("=")
-
-
-def positive(name: str, argument: str, value: Any, least: int = 1) -> int:
-    """A size that is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}: {argument} must be an integer, not {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name}: {argument} must be at least {least}, not {value}")
-    return int(value)

@@ -19,9 +19,9 @@ import numpy as np
 
 import fastrelu
 from fastrelu import faults, foreign
-from fastrelu.nn.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softplus, Tanh
-from fastrelu.nn.activations import _Activation as Activation
-from fastrelu.nn.initial import he_normal, positive
+from fastrelu.nn.activations import ELU, Activation, LeakyReLU, ReLU, Sigmoid, Softplus, Tanh
+from fastrelu.nn.initial import he_normal
+from fastrelu.operands import whole_number
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -163,14 +163,61 @@ class Layer:
         return gradients
 
 
-def variant(function: str, activation: Activation | None, backward: bool = False) -> tuple[Callable[..., Any], dict[str, Any]]:
+class Weighted(Layer):
+    """What `Linear` and `Conv2d` share: a weight, perhaps a bias, and one pass through both and an activation."""
+
+    fuses = True
+    _names = ("weight", "bias")
+    _function: str
+    """The function of the package without an activation."""
+    _own_activation: Activation | None = None
+    weight: np.ndarray
+    bias: np.ndarray | None
+
+    def _checked(self, x: Any) -> np.ndarray:
+        """`x` as an array that the layer can take."""
+        raise NotImplementedError
+
+    def _geometry(self) -> tuple[Any, ...]:
+        """Arguments of the function behind the operands."""
+        return ()
+
+    def _forward(self, x: Any, activation: Activation | None = None, out: Any = None, keep: bool = True) -> Any:
+        activation = activation or self._own_activation
+        x = self._checked(x)
+        function, alpha = _variant(self._function, activation)
+        y = function(x, self.weight, self.bias, *self._geometry(), **alpha, out=out)
+        if keep:
+            self._kept = x, y, activation
+        return y
+
+    def _backward(self, dy: Any, wants_dx: bool = True, out: Any = None) -> Any:
+        x, y, activation = self._last()
+        dy, places = self._gradient(dy, y), self._places()
+        function, alpha = _variant(self._function, activation, "_backward")
+        operands = (dy, x, self.weight) if activation is None else (dy, y, x, self.weight)
+        wanted = _WANTED[wants_dx, self.bias is not None]
+        results = (out, places["weight"], places.get("bias"))
+        return function(*operands, *self._geometry(), **alpha, wanted=wanted, out=results)[0]
+
+
+_WANTED = {
+    (True, True): ("dx", "dw", "db"),
+    (True, False): ("dx", "dw"),
+    (False, True): ("dw", "db"),
+    (False, False): ("dw",),
+}
+"""The gradients to calculate: whether dx is one of them, and whether there is a bias."""
+
+
+def _variant(function: str, activation: Activation | None, backward: str = "") -> tuple[Callable[..., Any], dict[str, Any]]:
     """The function of the package that applies a layer and an activation, and the activation's parameter."""
     suffix = "" if activation is None else f"_{activation._name}"
     alpha = {"alpha": activation.alpha} if activation is not None and hasattr(activation, "alpha") else {}
-    return getattr(fastrelu, f"{function}{suffix}{'_backward' if backward else ''}"), alpha
+    return getattr(fastrelu, f"{function}{suffix}{backward}"), alpha
 
 
-class Linear(Layer):
+class Linear(Weighted):
     """y = x @ weight + bias, see `fastrelu.linear`.
 
     The weight begins with normal values of the standard deviation sqrt(2 / in_features) (He et al. 2015, eq. 10), the bias
@@ -214,16 +261,14 @@ class Linear(Layer):
            [4.]], dtype=float32)
     """
 
-    fuses = True
-    _names = ("weight", "bias")
-    _own_activation: Activation | None = None
+    _function = "linear"
 
     def __init__(
         self, in_features: int, out_features: int, *, bias: bool = True, rng: Any = None, dtype: DTypeLike = "float32"
     ):
         super().__init__()
         name = type(self).__name__
-        k, n = positive(name, "in_features", in_features), positive(name, "out_features", out_features)
+        k, n = whole_number(name, "in_features", in_features, 1), whole_number(name, "out_features", out_features, 1)
         self.weight = he_normal(name, (k, n), k, rng, dtype)
         self.bias = np.zeros(n, self.weight.dtype) if bias else None
 
@@ -231,35 +276,12 @@ class Linear(Layer):
         k, n = self.weight.shape
         return {"in_features": k, "out_features": n, "bias": self.bias is not None, "dtype": self.weight.dtype.name}
 
-    def _forward(self, x: Any, activation: Activation | None = None, out: Any = None, keep: bool = True) -> Any:
-        activation = activation or self._own_activation
-        x = self._array("x", x, self.weight.dtype)
-        if x.ndim < 1 or x.shape[-1] != len(self.weight):
+    def _checked(self, x: Any) -> np.ndarray:
+        array = self._array("x", x, self.weight.dtype)
+        if array.ndim < 1 or array.shape[-1] != len(self.weight):
             allowed = f"(..., {len(self.weight)})"
-            raise ValueError(f"{type(self).__name__}: x must have shape {allowed} for in_features, not {x.shape}")
-        function, alpha = variant("linear", activation)
-        y = function(x, self.weight, self.bias, **alpha, out=out)
-        if keep:
-            self._kept = x, y, activation
-        return y
-
-    def _backward(self, dy: Any, wants_dx: bool = True, out: Any = None) -> Any:
-        x, y, activation = self._last()
-        dy, places = self._gradient(dy, y), self._places()
-        function, alpha = variant("linear", activation, backward=True)
-        operands = (dy, x, self.weight) if activation is None else (dy, y, x, self.weight)
-        wanted = _WANTED[wants_dx, self.bias is not None]
-        results = (out, places["weight"], places.get("bias"))
-        return function(*operands, **alpha, wanted=wanted, out=results)[0]
-
-
-_WANTED = {
-    (True, True): ("dx", "dw", "db"),
-    (True, False): ("dx", "dw"),
-    (False, True): ("dw", "db"),
-    (False, False): ("dw",),
-}
-"""The gradients to calculate: whether dx is one of them, and whether there is a bias."""
+            raise ValueError(f"{type(self).__name__}: x must have shape {allowed} for in_features, not {array.shape}")
+        return array
 
 
 class LinearReLU(Linear):

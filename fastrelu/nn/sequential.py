@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from fastrelu.nn.activations import _Activation as Activation
-from fastrelu.nn.initial import positive
+from fastrelu.nn.activations import Activation
 from fastrelu.nn.layers import FUSED, Flatten, Layer
-from fastrelu.operands import plain_array
+from fastrelu.operands import plain_array, whole_number
 
 __all__ = ["Sequential"]
 
@@ -170,7 +169,7 @@ class Sequential(Layer):
         >>> nn.Sequential(nn.Flatten()).predict(np.ones((3, 2, 2))).shape
         (3, 4)
         """
-        batch_size = positive("predict", "batch_size", batch_size)
+        batch_size = whole_number("predict", "batch_size", batch_size, 1)
         x = plain_array("predict", "x", x)
         if x.ndim < 1:
             raise ValueError("predict: x must have at least one axis, the batch, not shape ()")

@@ -94,6 +94,10 @@ def load(path: str | os.PathLike[str]) -> Sequential:
         If the file is none that `save` wrote, or damaged.
     OSError
         If it cannot be read.
+
+    Examples
+    --------
+    See `save`.
     """
     try:
         with open(path, "rb") as stream:

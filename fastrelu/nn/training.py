@@ -15,11 +15,11 @@ import numpy as np
 
 from fastrelu.native.guard import lock
 from fastrelu.nn.data import Arrays, Batch, Data, InMemory, batches, check_rows, is_from_dask
-from fastrelu.nn.initial import generator, positive
+from fastrelu.nn.initial import generator
 from fastrelu.nn.losses import LOSSES, Loss
 from fastrelu.nn.optimizers import Adam
 from fastrelu.nn.sequential import Sequential, shown
-from fastrelu.operands import plain_array
+from fastrelu.operands import plain_array, whole_number
 
 __all__ = ["History", "fit"]
 
@@ -154,8 +154,8 @@ def fit(
     True
     """
     objective = _checked(model, loss)
-    epochs, batch_size = positive("fit", "epochs", epochs, 0), positive("fit", "batch_size", batch_size)
-    shuffle = bool(shuffle) if isinstance(shuffle, bool | np.bool_) else positive("fit", "shuffle", shuffle)
+    epochs, batch_size = whole_number("fit", "epochs", epochs, 0), whole_number("fit", "batch_size", batch_size, 1)
+    shuffle = bool(shuffle) if isinstance(shuffle, bool | np.bool_) else whole_number("fit", "shuffle", shuffle, 1)
     data = _data("", x, y, model, objective, shuffle)
     held_out = None
     if validation is not None:

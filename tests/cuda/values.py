@@ -5,19 +5,14 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 from fastrelu.cuda import launch
 from fastrelu.operations import FLOATS
+from tests.dtypes import dtype_of
 
 Array = np.ndarray[Any, Any]
-
-
-def dtype_of(name: str) -> np.dtype[Any]:
-    """The type with this name."""
-    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def specials(name: str) -> Array:

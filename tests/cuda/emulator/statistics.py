@@ -46,12 +46,6 @@ class Statistics:
     def instructions(self) -> Counter[str]:
         return self._count(self.stretches)
 
-    def hottest(self) -> Counter[str]:
-        """Executions by opcode in the stretch of code in which most time is spent."""
-        sizes = {i: n * len(self._program.stretches[i].instructions) for i, n in self.stretches.items()}
-        best = max(sizes, key=sizes.__getitem__)
-        return self._count(Counter({best: self.stretches[best]}))
-
     def _count(self, stretches: Counter[int]) -> Counter[str]:
         total: Counter[str] = Counter()
         for number, lanes in stretches.items():
