@@ -69,15 +69,16 @@ def register() -> None:
         return handler.handler, handler.SIGNATURE
 
     find = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(_find)
-    for kept in (find, _state, _TEXTS):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))  # the code that refers to it is never freed
+    for kept in (find, _state, _TEXTS, entries._kept):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))  # XLA's threads may run while the interpreter ends
     with lock:
         loops.runtime()
         linker.provide("PyErr_Clear", errors.address_of("PyErr_Clear"))
         linker.provide("fastrelu_xla_state", ctypes.addressof(_state))
         linker.provide("fastrelu_xla_find", _address(find))
         address = linker.link(f"fastrelu_xla_{digest}", build)
-    jax.ffi.register_ffi_target(NAME, jax.ffi.pycapsule(address), platform="cpu")
+    stages = dict.fromkeys(("instantiate", "execute"), jax.ffi.pycapsule(address))
+    jax.ffi.register_ffi_target(NAME, stages, platform="cpu")
 
 
 def _address(function: Any) -> int:
