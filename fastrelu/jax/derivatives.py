@@ -219,7 +219,8 @@ def _tangent_shape(*operands: Any, base: str, moved: tuple[str, ...]) -> Any:
 
 def _tangent_batch(operands: Sequence[Any], axes: Sequence[int | None], **params: Any) -> tuple[Any, int]:
     lengths = [_CORE_AXES[name] for name in _operand_names(**params)]
-    return tangent_p.bind(*aligned(operands, axes, lengths), **params), 0
+    operands, axis = aligned(operands, axes, lengths)
+    return tangent_p.bind(*operands, **params), axis
 
 
 def _tangent_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[Any, Any]:

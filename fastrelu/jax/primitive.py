@@ -85,24 +85,30 @@ def _shapes(*operands: Any, name: str, from_output: bool) -> list[Any]:
     ]
 
 
-def aligned(operands: Sequence[Any], axes: Sequence[int | None], lengths: Sequence[int]) -> list[Any]:
-    """Operands with the axis that ``vmap`` maps in front of all loop axes of all; `lengths` are the numbers of core axes."""
-    loops = max(
-        operand.ndim - length - (axis is not None) for operand, axis, length in zip(operands, axes, lengths, strict=True)
-    )
+def aligned(operands: Sequence[Any], axes: Sequence[int | None], lengths: Sequence[int]) -> tuple[list[Any], int]:
+    """Operands with the axis that ``vmap`` maps as one more loop axis, and which of these it is in a result.
+
+    `lengths` are the numbers of core axes. Beside weights that have loop axes and are not mapped themselves it is the last
+    one, as the rows of a product; else the first.
+    """
+    loops = [operand.ndim - length - (axis is not None) for operand, axis, length in zip(operands, axes, lengths, strict=True)]
+    weights = [i for i, length in enumerate(lengths) if length == 2]
+    is_row = any(loops[i] > 0 for i in weights) and all(axes[i] is None for i in weights)
     found = []
-    for operand, axis, length in zip(operands, axes, lengths, strict=True):
-        if axis is not None:
-            operand = jnp.moveaxis(operand, axis, 0)
-            missing = loops - (operand.ndim - 1 - length)
-            operand = operand.reshape(operand.shape[0], *(1,) * missing, *operand.shape[1:])
-        found.append(operand)
-    return found
+    for operand, axis, own in zip(operands, axes, loops, strict=True):
+        if is_row:
+            found.append(jnp.expand_dims(operand, own) if axis is None else jnp.moveaxis(operand, axis, own))
+        elif axis is None:
+            found.append(operand)
+        else:
+            found.append(jnp.expand_dims(jnp.moveaxis(operand, axis, 0), range(1, 1 + max(loops) - own)))
+    return found, max(loops) if is_row else 0
 
 
 def _batch(operands: Sequence[Any], axes: Sequence[int | None], **params: Any) -> tuple[Any, list[int]]:
     inputs, outputs = cores(params["name"])
-    return ufunc_p.bind(*aligned(operands, axes, [*map(len, inputs)]), **params), [0] * len(outputs)
+    operands, axis = aligned(operands, axes, [*map(len, inputs)])
+    return ufunc_p.bind(*operands, **params), [axis] * len(outputs)
 
 
 def _lower(context: Any, *operands: Any, name: str, from_output: bool) -> Any:

@@ -216,6 +216,29 @@ def test_vmap(axes):
     assert_close(values(fj.linear_relu), values(lambda x, w, b: jax.nn.relu(x @ w + b)))
 
 
+def over_weights_inside(x, w, b):
+    return jax.vmap(lambda x: jax.vmap(fj.linear_relu, (None, 0, None))(x, w, b))(x)
+
+
+def broadcast_weights(x, w, b):
+    return fj.linear_relu(x[:, None], w, b)
+
+
+@pytest.mark.parametrize("layers", [over_weights_inside, broadcast_weights])
+def test_rows_of_several_weights_are_products_whatever_axis_comes_first(layers):
+    x, w, b = SMALL[0], np.stack([SMALL[1], -SMALL[1]]), SMALL[2]
+    assert_array_equal(bits(layers(x, w, b)), bits(fastrelu.linear_relu(x, w[:, None], b).swapaxes(0, 1)))
+
+    def loss(x, w, b):
+        return (layers(x, w, b) ** 2).sum()
+
+    # The largest is dx for each weight. A gradient of w for each row would have 3 times the elements.
+    program = jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(x, w, b)
+    assert max(variable.aval.size for equation in program.eqns for variable in equation.outvars) == 2 * x.size
+    theirs = jax.grad(lambda x, w, b: (jax.nn.relu(x @ w + b) ** 2).sum(), (0, 1, 2))
+    assert_close(jax.jit(jax.grad(loss, (0, 1, 2)))(x, w, b), theirs(x, w, b))
+
+
 def test_vmap_of_the_last_axis_and_of_alpha():
     x, alpha = SMALL[0], np.float32([0.1, 0.2, -0.3, 0.4, 0.5])
     assert_array_equal(jax.vmap(fj.prelu, (1, 0), 1)(x, alpha), fastrelu.prelu(x, alpha))
