@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fastrelu.jax import target
+from fastrelu.native.entries import MAX_AXES
 from fastrelu.operations import LAYERS, OPERATIONS, backward_variants
 
 Cores = tuple[tuple[str, ...], ...]
@@ -56,8 +58,36 @@ def ufunc(name: str, *operands: Any, from_output: bool = True) -> Any:
     jax.Array or list of jax.Array
         One, or the gradients that the name says.
     """
-    results = ufunc_p.bind(*operands, name=name, from_output=from_output)
+    results = ufunc_p.bind(*_alike(operands), name=name, from_output=from_output)
     return results[0] if len(results) == 1 else results
+
+
+def _varying(aval: Any) -> frozenset[str]:
+    """The axes of the mesh along which a value differs, inside of ``shard_map`` with ``check_vma``."""
+    kind = getattr(aval, "mat", None)  # since JAX 0.10
+    varying: frozenset[str] = getattr(aval, "vma", frozenset()) if kind is None else kind.varying
+    return varying
+
+
+def _alike(operands: Sequence[Any]) -> Sequence[Any]:
+    """Operands that differ along the same axes of the mesh: the gradient of one that did not is then summed over the others."""
+    every = frozenset[str]().union(*(_varying(operand.aval) for operand in operands))
+    return [_cast(operand, tuple(sorted(every - _varying(operand.aval)))) for operand in operands]
+
+
+def _cast(operand: Any, axes: tuple[str, ...]) -> Any:
+    if not axes:
+        return operand
+    return jax.lax.pcast(operand, axes, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(operand, axes)
+
+
+def result_type(operands: Sequence[Any], shape: Sequence[int], *, weak: bool = False) -> Any:
+    """The type of a result, which differs along the axes of the mesh along which the operands do."""
+    dtype = operands[0].dtype
+    if not _varying(operands[0]):
+        return jax.core.ShapedArray(tuple(shape), dtype, weak_type=weak)
+    sharding = NamedSharding(operands[0].sharding.mesh, PartitionSpec())
+    return operands[0].update(shape=tuple(shape), dtype=dtype, weak_type=weak, sharding=sharding)
 
 
 @cache
@@ -78,11 +108,12 @@ def _shapes(*operands: Any, name: str, from_output: bool) -> list[Any]:
         first = operand.ndim - len(core)
         loops.append(operand.shape[:first])
         sizes.update(zip(core, operand.shape[first:], strict=True))
-    loop = np.broadcast_shapes(*loops)
+    loop = jax.lax.broadcast_shapes(*loops)
+    axes = len(loop) + max(map(len, inputs + outputs))
+    if axes > MAX_AXES:
+        raise ValueError(f"fastrelu.jax: {name} is for arrays of at most {MAX_AXES} axes, those of vmap included, not {axes}")
     weak = all(operand.weak_type for operand in operands)
-    return [
-        jax.core.ShapedArray((*loop, *(sizes[axis] for axis in core)), operands[0].dtype, weak_type=weak) for core in outputs
-    ]
+    return [result_type(operands, (*loop, *(sizes[axis] for axis in core)), weak=weak) for core in outputs]
 
 
 def aligned(operands: Sequence[Any], axes: Sequence[int | None], lengths: Sequence[int]) -> tuple[list[Any], int]:
