@@ -64,7 +64,8 @@ def _array(base: str, name: str, value: Any) -> jax.Array:
         raise TypeError(f"{base}: {name} must be an integer type, float16, bfloat16, float32 or float64, not {dtype}")
     if np.ndim(value) > MAX_AXES:
         raise ValueError(f"{base}: {name} must have at most {MAX_AXES} axes, not {np.ndim(value)}")
-    return jnp.asarray(value)
+    is_concrete = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    return value if is_concrete else jnp.asarray(value)  # which takes a microsecond or more, also where nothing is to do
 
 
 class _Symbol(int):

@@ -71,8 +71,9 @@ def _varying(aval: Any) -> frozenset[str]:
 
 def _alike(operands: Sequence[Any]) -> Sequence[Any]:
     """Operands that differ along the same axes of the mesh: the gradient of one that did not is then summed over the others."""
-    every = frozenset[str]().union(*(_varying(operand.aval) for operand in operands))
-    return [_cast(operand, tuple(sorted(every - _varying(operand.aval)))) for operand in operands]
+    kinds = [_varying(getattr(operand, "aval", None)) for operand in operands]  # NumPy's arrays have none
+    every = frozenset[str]().union(*kinds)
+    return [_cast(operand, tuple(sorted(every - kind))) for operand, kind in zip(operands, kinds, strict=True)]
 
 
 def _cast(operand: Any, axes: tuple[str, ...]) -> Any:
