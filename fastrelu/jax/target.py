@@ -58,7 +58,22 @@ def _find(wanted: int) -> int:
 
 @cache
 def register() -> None:
-    """Make the function known to XLA."""
+    """Make the function known to XLA, for a program that another process has exported.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> from jax import export
+    >>> import fastrelu.jax
+    >>> checks = [export.DisabledSafetyCheck.custom_call("fastrelu")]
+    >>> program = export.export(jax.jit(fastrelu.jax.relu), disabled_checks=checks)(jnp.ones(3)).serialize()
+
+    In the other process:
+
+    >>> fastrelu.jax.register()
+    >>> export.deserialize(program).call(jnp.array([-1.0, 0.0, 2.0]))
+    Array([0., 0., 2.], dtype=float32)
+    """
     # The folder of cached kernels is named after all their sources but this one.
     source = Path(__file__).with_name("handler.py").read_bytes()
     digest = hashlib.sha256(source).hexdigest()[:16]
