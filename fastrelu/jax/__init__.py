@@ -15,9 +15,10 @@ holds for all functions here:
   functions, halves are calculated in float32 and rounded once, and a float32 `alpha` does not widen them.
 * Zeros and NaN as in `fastrelu`: the gradient of ReLU at 0 is 0, and passes where x is NaN.
 * XLA calls from threads of its own; `fastrelu.set_num_threads` limits ours.
-* A program for another platform than the CPU is refused when it is compiled. One array on several devices is gathered first.
+* A program for another platform than the CPU is refused when it is compiled. One array on several devices is gathered first,
+  outside of ``pmap`` and ``shard_map``.
 
-A program that was compiled by another process (`jax.export`) needs ``fastrelu.jax.register()`` before it is run.
+A program that another process has exported (`jax.export`) needs `register` before it is run.
 """
 
 try:

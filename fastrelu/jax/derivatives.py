@@ -12,11 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from fastrelu.jax.primitive import aligned, ufunc, ufunc_p
+from fastrelu.jax.primitive import aligned, result_type, ufunc, ufunc_p
 from fastrelu.operations import LAYERS, OPERATIONS, Layer, backward, backward_variants
 
 _LINEAR = frozenset(
@@ -214,12 +213,13 @@ def _tangent_shape(*operands: Any, base: str, moved: tuple[str, ...]) -> Any:
     names = _operand_names(base, moved)
     loops = [o.shape[: o.ndim - _CORE_AXES[name]] for name, o in zip(names, operands, strict=True)]
     columns = operands[names.index("dw" if "w" in moved else "w")].shape[-1]
-    return jax.core.ShapedArray((*np.broadcast_shapes(*loops), columns), operands[0].dtype)
+    return result_type(operands, (*jax.lax.broadcast_shapes(*loops), columns))
 
 
 def _tangent_batch(operands: Sequence[Any], axes: Sequence[int | None], **params: Any) -> tuple[Any, int]:
     lengths = [_CORE_AXES[name] for name in _operand_names(**params)]
-    return tangent_p.bind(*aligned(operands, axes, lengths), **params), 0
+    operands, axis = aligned(operands, axes, lengths)
+    return tangent_p.bind(*operands, **params), axis
 
 
 def _tangent_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[Any, Any]:

@@ -2,8 +2,8 @@
 
 XLA hands over a *call frame*, whose layout is that of ``xla/ffi/api/c_api.h``. The one attribute of a call says which
 operation it is; its table, and the block that describes the arrays, are those by which code that Numba has compiled calls a
-loop (`fastrelu.native.entries`). No Python runs, unless an executable that another process has compiled names an operation
-which is not loaded yet.
+loop (`fastrelu.native.entries`). XLA calls us once when it makes or reads a program, so that an operation which another process
+has compiled in is loaded then, by Python, and then at every run, without Python.
 """
 
 from llvmlite import ir
@@ -45,11 +45,13 @@ UNKNOWN, NO_FIT, NO_MEMORY = range(3)
 _CODES = 5, 3, 8  # XLA_FFI_Error_Code: not found, invalid argument, resource exhausted
 
 # Offsets in XLA_FFI_CallFrame, and those of the size and the array in XLA_FFI_Args, _Rets and _Attrs.
-_EXTENSION, _API = 8, 16
+_EXTENSION, _API, _STAGE = 8, 16, 32
 _ARGUMENTS, _RESULTS, _ATTRIBUTES = 40, 80, 120
 _SIZE, _ARRAY, _ATTRIBUTE_ARRAY = 16, 32, 40
 # In XLA_FFI_Buffer.
 _DATA, _RANK, _DIMENSIONS = 24, 32, 40
+# The stage, an int, in which a program is made: it has no buffers.
+_INSTANTIATE = 0
 # XLA asks a handler by an extension of this type for the version that it was written to, which is 0.1: major, then minor.
 _METADATA, _VERSION = 1, 1 << 32
 # In XLA_FFI_Api; and the size of XLA_FFI_Error_Create_Args.
@@ -134,6 +136,8 @@ def handler(frame):
     table = _table(read_word(read_word(attribute + 8)))
     if table == 0:
         return _error(frame, UNKNOWN, _CODES[UNKNOWN])
+    if read_word(frame + _STAGE) & 0xFFFFFFFF == _INSTANTIATE:
+        return 0
     inputs, outputs = words(table + COUNTS, 2)
     arguments, results = frame + _ARGUMENTS, frame + _RESULTS
     if read_word(arguments + _SIZE) != inputs or read_word(results + _SIZE) != outputs:

@@ -7,14 +7,17 @@ and db come from one call of the fused backward pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from fastrelu.jax import derivatives  # noqa: F401  # which gives the primitive its rules
 from fastrelu.jax.operands import is_known, prepared
-from fastrelu.jax.primitive import ufunc
-from fastrelu.operations import LAYERS
+from fastrelu.jax.primitive import cores, ufunc
+from fastrelu.operations import LAYERS, Layer
 
 if TYPE_CHECKING:
     import jax
@@ -26,9 +29,23 @@ def _layer(base: str, x: Any, w: Any, b: Any, alpha: Any = None) -> Any:
     operands = prepared(base, given)
     if LAYERS[base].alpha == "(n)" and operands["alpha"].ndim == 0:
         operands["alpha"] = jnp.broadcast_to(operands["alpha"], operands["w"].shape[-1:])
-    name = base if "b" in operands else f"{base}_no_bias"
-    from_output = alpha is None or (LAYERS[base].alpha == "()" and is_known(alpha))
-    return ufunc(name, *operands.values(), from_output=from_output)
+    layer = LAYERS[base if "b" in operands else f"{base}_no_bias"]
+    from_output = alpha is None or (layer.alpha == "()" and is_known(alpha))
+    return _in_order_of_weights(partial(ufunc, layer.name, from_output=from_output), layer, [*operands.values()])
+
+
+def _in_order_of_weights(function: Callable[..., Any], layer: Layer, operands: list[Any]) -> Any:
+    """Call a layer with those loop axes last along which there is one weight: together they are the rows of a product."""
+    lengths = [len(core) for core in cores(layer.name)[0]]
+    loops = [operand.ndim - length for operand, length in zip(operands, lengths, strict=True)]
+    axes = max(loops)
+    weight = (1,) * (axes - loops[1]) + operands[1].shape[: loops[1]]
+    order = sorted(range(axes), key=lambda axis: weight[axis] == 1)
+    if order == [*range(axes)]:
+        return function(*operands)
+    padded = [jnp.expand_dims(operand, range(axes - own)) for operand, own in zip(operands, loops, strict=True)]
+    ordered = [operand.transpose(*order, *range(axes, operand.ndim)) for operand in padded]
+    return function(*ordered).transpose(*np.argsort(order), axes)
 
 
 def linear(x: ArrayLike, w: ArrayLike, b: ArrayLike | None = None, /) -> jax.Array:

@@ -1,6 +1,7 @@
 """What a call takes: JAX's rules of promotion, our errors."""
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 
 from fastrelu import faults
 from fastrelu.layers import shape_fault
+from fastrelu.native.entries import MAX_AXES
 from fastrelu.operations import FLOATS, HALVES, INTEGERS, LAYERS, OPERATIONS
 
 
@@ -30,8 +32,8 @@ def prepared(base: str, given: Mapping[str, Any]) -> dict[str, jax.Array]:
         If shapes do not fit.
     """
     operands = {name: _array(base, name, value) for name, value in given.items() if name != "b" or value is not None}
-    shapes = {name: operand.shape for name, operand in operands.items()}
-    fault = faults.shapes_fault(base, shapes) if base in OPERATIONS else _layer_fault(base, operands)
+    shapes = {name: tuple(map(_length, operand.shape)) for name, operand in operands.items()}
+    fault = faults.shapes_fault(base, shapes) if base in OPERATIONS else _layer_fault(base, shapes)
     if fault is not None:
         raise fault
     alpha = operands.pop("alpha", None)
@@ -60,12 +62,32 @@ def _array(base: str, name: str, value: Any) -> jax.Array:
     dtype = value.dtype.name if hasattr(value, "dtype") else ""
     if dtype and dtype not in FLOATS + INTEGERS:
         raise TypeError(f"{base}: {name} must be an integer type, float16, bfloat16, float32 or float64, not {dtype}")
-    return jnp.asarray(value)
+    if np.ndim(value) > MAX_AXES:
+        raise ValueError(f"{base}: {name} must have at most {MAX_AXES} axes, not {np.ndim(value)}")
+    is_concrete = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    return value if is_concrete else jnp.asarray(value)  # which takes a microsecond or more, also where nothing is to do
 
 
-def _layer_fault(base: str, operands: Mapping[str, Any]) -> ValueError | None:
-    given = dict(operands)
-    if LAYERS[base].alpha == "(n)" and given["alpha"].ndim == 0:
+class _Symbol(int):
+    """A length that `jax.export` leaves open, as a number by which it differs from others, and which shows its name."""
+
+    name: str
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def _length(length: Any) -> int:
+    if isinstance(length, int):
+        return length
+    symbol = _Symbol(1000 + hash(length) % 1000)  # the product of several must not be too long for an array
+    symbol.name = str(length)
+    return symbol
+
+
+def _layer_fault(base: str, shapes: Mapping[str, tuple[int, ...]]) -> ValueError | None:
+    given = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
+    if LAYERS[base].alpha == "(n)" and shapes["alpha"] == ():
         del given["alpha"]
     return shape_fault(base, given, {"out": None}, {})
 

@@ -58,7 +58,22 @@ def _find(wanted: int) -> int:
 
 @cache
 def register() -> None:
-    """Make the function known to XLA."""
+    """Make the function known to XLA, for a program that another process has exported.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> from jax import export
+    >>> import fastrelu.jax
+    >>> checks = [export.DisabledSafetyCheck.custom_call("fastrelu")]
+    >>> program = export.export(jax.jit(fastrelu.jax.relu), disabled_checks=checks)(jnp.ones(3)).serialize()
+
+    In the other process:
+
+    >>> fastrelu.jax.register()
+    >>> export.deserialize(program).call(jnp.array([-1.0, 0.0, 2.0]))
+    Array([0., 0., 2.], dtype=float32)
+    """
     # The folder of cached kernels is named after all their sources but this one.
     source = Path(__file__).with_name("handler.py").read_bytes()
     digest = hashlib.sha256(source).hexdigest()[:16]
@@ -69,15 +84,16 @@ def register() -> None:
         return handler.handler, handler.SIGNATURE
 
     find = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(_find)
-    for kept in (find, _state, _TEXTS):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))  # the code that refers to it is never freed
+    for kept in (find, _state, _TEXTS, entries._kept):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))  # XLA's threads may run while the interpreter ends
     with lock:
         loops.runtime()
         linker.provide("PyErr_Clear", errors.address_of("PyErr_Clear"))
         linker.provide("fastrelu_xla_state", ctypes.addressof(_state))
         linker.provide("fastrelu_xla_find", _address(find))
         address = linker.link(f"fastrelu_xla_{digest}", build)
-    jax.ffi.register_ffi_target(NAME, jax.ffi.pycapsule(address), platform="cpu")
+    stages = dict.fromkeys(("instantiate", "execute"), jax.ffi.pycapsule(address))
+    jax.ffi.register_ffi_target(NAME, stages, platform="cpu")
 
 
 def _address(function: Any) -> int:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import fastrelu
 import fastrelu.jax as fj
-from tests.subprocesses import run
+from tests.subprocesses import call, run
 
 M, K, N = 19, 300, 21  # k beyond one block of a sum; no size fills a vector
 _rng = np.random.default_rng(8)
@@ -92,8 +92,8 @@ def test_one_fused_call_makes_all_wanted_gradients():
     def loss(w, b):
         return (fj.linear_relu(X, w, b) * DY).sum()
 
-    assert "name=linear_relu_backward_only_dw_db" in str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(W, B))
     text = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(W, B))
+    assert "name=linear_relu_backward_only_dw_db" in text
     assert text.count("fastrelu[") == 2  # forward and backward; dx, which nobody wants, is not calculated
 
 
@@ -216,6 +216,29 @@ def test_vmap(axes):
     assert_close(values(fj.linear_relu), values(lambda x, w, b: jax.nn.relu(x @ w + b)))
 
 
+def over_weights_inside(x, w, b):
+    return jax.vmap(lambda x: jax.vmap(fj.linear_relu, (None, 0, None))(x, w, b))(x)
+
+
+def broadcast_weights(x, w, b):
+    return fj.linear_relu(x[:, None], w, b)
+
+
+@pytest.mark.parametrize("layers", [over_weights_inside, broadcast_weights])
+def test_rows_of_several_weights_are_products_whatever_axis_comes_first(layers):
+    x, w, b = SMALL[0], np.stack([SMALL[1], -SMALL[1]]), SMALL[2]
+    assert_array_equal(bits(layers(x, w, b)), bits(fastrelu.linear_relu(x, w[:, None], b).swapaxes(0, 1)))
+
+    def loss(x, w, b):
+        return (layers(x, w, b) ** 2).sum()
+
+    # The largest is dx for each weight. A gradient of w for each row would have 3 times the elements.
+    program = jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(x, w, b)
+    assert max(variable.aval.size for equation in program.eqns for variable in equation.outvars) == 2 * x.size
+    theirs = jax.grad(lambda x, w, b: (jax.nn.relu(x @ w + b) ** 2).sum(), (0, 1, 2))
+    assert_close(jax.jit(jax.grad(loss, (0, 1, 2)))(x, w, b), theirs(x, w, b))
+
+
 def test_vmap_of_the_last_axis_and_of_alpha():
     x, alpha = SMALL[0], np.float32([0.1, 0.2, -0.3, 0.4, 0.5])
     assert_array_equal(jax.vmap(fj.prelu, (1, 0), 1)(x, alpha), fastrelu.prelu(x, alpha))
@@ -304,20 +327,103 @@ def test_number_of_threads_changes_no_bit():
     assert_array_equal(bits(results[0]), bits(results[2]))
 
 
-def test_program_of_another_process(tmp_path):
+def sharded():
+    """What a process with four devices checks."""
+    mesh = Mesh(np.array(jax.devices()), ("batch",))
+    rows, whole = PartitionSpec("batch"), PartitionSpec()
+
+    def over_shards(x, w, b):
+        return jax.lax.psum((fj.linear_relu(x, w, b) ** 2).sum(), "batch")
+
+    def reference(x, w, b):
+        return (jax.nn.relu(x @ w + b) ** 2).sum()
+
+    x, w, b = np.tile(SMALL[0], (2, 1)), *SMALL[1:]
+    desired = jax.jit(jax.grad(reference, (0, 1, 2)))(x, w, b)
+    ours = jax.shard_map(over_shards, mesh=mesh, in_specs=(rows, whole, whole), out_specs=whole)
+    assert_close(jax.jit(jax.grad(ours, (0, 1, 2)))(x, w, b), desired)
+    with pytest.raises(ValueError, match="replicat"):  # what differs from shard to shard is not one array
+        jax.jit(jax.shard_map(fj.relu, mesh=mesh, in_specs=rows, out_specs=whole))(x)
+    for kind in jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit:
+        on_four = jax.device_put(x, NamedSharding(jax.make_mesh((4,), ("batch",), axis_types=(kind,)), rows))
+        assert_array_equal(bits(jax.jit(fj.linear_relu)(on_four, w, b)), bits(fastrelu.linear_relu(x, w, b)))
+        assert_close(jax.jit(jax.grad(lambda w, x=on_four: (fj.linear_relu(x, w, b) ** 2).sum()))(w), desired[1])
+
+
+@pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="JAX before 0.6 refuses a primitive in shard_map that checks")
+def test_shards_on_four_devices():
+    call(sharded, env={"XLA_FLAGS": "--xla_force_host_platform_device_count=4"})
+
+
+def exported(function, *shapes):
     checks = [export.DisabledSafetyCheck.custom_call("fastrelu")]
-    (tmp_path / "program").write_bytes(export.export(jax.jit(fj.linear_relu), disabled_checks=checks)(X, W, B).serialize())
-    np.savez(tmp_path / "operands", X=X, W=W, B=B, y=fastrelu.linear_relu(X, W, B))
+    types = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
+    return export.export(jax.jit(function), disabled_checks=checks)(*types).serialize()
+
+
+def test_program_of_another_process_for_batches_of_any_length(tmp_path):
+    def gradients(x, w, b):
+        return fj.linear_relu(x, w, b), *jax.grad(lambda *operands: fj.linear_relu(*operands).sum(), (0, 1, 2))(x, w, b)
+
+    shape = export.symbolic_shape(f"batch, {K}")
+    (tmp_path / "program").write_bytes(exported(gradients, shape, W.shape, B.shape))
+    y = fastrelu.linear_relu(X, W, B)
+    np.savez(tmp_path / "data", X, W, B, y, *fastrelu.linear_relu_backward(np.ones_like(y), y, X, W))
     run(f"""
 import numpy as np
 from jax import export
 from fastrelu.jax import register
 register()
-a = np.load({str(tmp_path / "operands.npz")!r})
+data = [*np.load({str(tmp_path / "data.npz")!r}).values()]
 with open({str(tmp_path / "program")!r}, "rb") as file:
     program = export.deserialize(bytearray(file.read()))
-np.testing.assert_array_equal(program.call(a["X"], a["W"], a["B"]), a["y"])
+for actual, desired in zip(program.call(*data[:3]), data[3:], strict=True):
+    np.testing.assert_array_equal(actual, desired)
 """)
+
+
+def test_symbols_that_do_not_fit_are_named():
+    batch, k, n = export.symbolic_shape("batch, k, n")
+    with pytest.raises(
+        ValueError, match=r"^linear_relu: w must have shape \(..., k, n\) for x of shape \(batch, k\), not \(n, k\)"
+    ):
+        exported(fj.linear_relu, (batch, k), (n, k))
+
+
+def test_process_ends_while_programs_run():
+    code = """
+import numpy as np
+import jax
+from fastrelu.jax import linear_relu
+x = np.ones((1000, 1000), np.float32)
+program = jax.jit(lambda x, w: linear_relu(linear_relu(x, w), w))
+program(x, x)
+y = x
+for _ in range(10):
+    y = program(y, x)
+"""
+    run(code, timeout=60)
+
+
+def test_process_ends_while_a_program_of_another_process_starts(tmp_path):
+    (tmp_path / "program").write_bytes(exported(lambda x: fj.linear_sigmoid(x, x, x[0]), (1500, 1500)))
+    code = f"""
+import jax, jax.numpy as jnp
+from jax import export
+from fastrelu.jax import register
+register()
+x = jnp.ones((1500, 1500))
+with open({str(tmp_path / "program")!r}, "rb") as file:
+    program = jax.jit(export.deserialize(bytearray(file.read())).call).lower(x).compile()
+program(x @ x @ x @ x)
+"""
+    run(code, timeout=60)
+
+
+def test_program_for_another_version():
+    result = jax.ShapeDtypeStruct((3,), np.float32)
+    with pytest.raises(Exception, match="fastrelu: this version has no operation that a compiled program asks for"):
+        jax.ffi.ffi_call("fastrelu", result)(SMALL[2], operation=np.int64(1))
 
 
 # What goes in.
@@ -363,6 +469,16 @@ def test_empty(shape):
             lambda: jax.jit(fj.linear_relu)(X, W.T, B),
             ValueError,
             "linear_relu: w must have shape (..., 300, n) for x of shape (19, 300), not (21, 300)",
+        ),
+        (
+            lambda: fj.relu(jnp.ones((1,) * 33)),
+            ValueError,
+            "relu: x must have at most 32 axes, not 33",
+        ),
+        (
+            lambda: jax.eval_shape(jax.vmap(fj.relu), jnp.ones((1,) * 33)),
+            ValueError,
+            "fastrelu.jax: relu is for arrays of at most 32 axes, those of vmap included, not 33",
         ),
         (
             lambda: jax.grad(lambda b: fj.linear_relu(X, W, b).sum())(B[:3]),
