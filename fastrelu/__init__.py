@@ -154,7 +154,7 @@ _MODULES = ("cuda", "jit", "metrics", "nn", "ufuncs")
 """What is imported when it is first used."""
 
 _BRIDGES = ("jax", "onnx", "torch")
-"""The same. They import their library, which may not be there: not listed, since `help` and others look at all that `dir` names."""
+"""The same, with a library that may not be there: not listed, since `help` and others look at all that `dir` names."""
 
 
 def _home(name: str) -> str:
