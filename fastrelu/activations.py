@@ -341,6 +341,8 @@ def prelu_backward(dy: ArrayLike, x: ArrayLike, alpha: ArrayLike, /, *, device: 
         terms = ufuncs.prelu_alpha_gradient(np.asarray(dy), np.asarray(x), dtype=np.promote_types(dtype, np.float32))
     except (TypeError, ValueError, OverflowError) as error:
         raise faults.explain("prelu_backward", error, {"dy": dy, "x": x, "alpha": alpha}) from None
+    if isinstance(dx, np.ma.MaskedArray):
+        terms = np.where(np.ma.getmaskarray(dx), 0, terms)
     given = getattr(alpha, "dtype", dtype)
     total = sum_to(np.asarray(terms), slopes)
     with np.errstate(all="ignore"):

@@ -61,7 +61,7 @@ def elementwise(declaration: Callable[P, R]) -> Callable[P, R]:
             from fastrelu.cuda import dispatch as cuda
 
             return cuda.elementwise(name, dict(zip(names, operands, strict=True)), out, kwargs, place)
-        if foreign.is_foreign(out) or any(map(foreign.is_foreign, operands)):
+        if any(map(foreign.is_foreign, (*operands, out))):
             return foreign.call(function, name, dict(zip(names, operands, strict=True)), out, kwargs)
         if out is Ellipsis and not _NUMPY_HAS_ELLIPSIS_OUT:
             result = bind()(*operands, **kwargs)
@@ -107,7 +107,7 @@ def _whole(value: Any) -> Any:
 
 def _explain(base: str, error: Exception, operands: dict[str, Any], out: Any, kwargs: dict[str, Any]) -> BaseException:
     """What to raise instead of NumPy's error."""
-    if faults.is_from_cuda(base, error, operands):
+    if faults.is_told(base, error, operands):
         return error
     if type(out) is tuple and len(out) == 1:
         out = out[0]

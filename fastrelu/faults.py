@@ -7,13 +7,14 @@ of other libraries that take ufuncs themselves (``__array_ufunc__``) keep the er
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy import ndarray
 from numpy._core._exceptions import _UFuncInputCastingError, _UFuncOutputCastingError
 
+from fastrelu.foreign import is_foreign
 from fastrelu.operations import BACKWARD, FLOATS, INTEGERS, LAYERS, OPERATIONS
 
 Operands = Mapping[str, Any]
@@ -107,10 +108,13 @@ def is_on_cuda(value: Any) -> bool:
     return type(value) not in _ON_HOST and _device(value) == _DEVICES[2]
 
 
-def is_from_cuda(base: str, error: Exception, operands: Operands) -> bool:
-    """Whether the call that failed was one for a CUDA device, where errors need no explanation."""
+def is_told(base: str, error: Exception, operands: Operands) -> bool:
+    """Whether an error needs no explanation: of a call for a CUDA device, or with arrays for operands of other libraries."""
+    is_ours = str(error).startswith(f"{base}: ")
     on_cuda = [is_on_cuda(value) for value in operands.values()]
-    return base in CUDA and (on_cuda[0] or (any(on_cuda) and str(error).startswith(f"{base}: ")))
+    if base in CUDA and (on_cuda[0] or (any(on_cuda) and is_ours)):
+        return True
+    return is_ours and any(map(is_foreign, operands.values()))
 
 
 _ON_HOST = frozenset((ndarray, int, float, list, tuple, type(None)))
@@ -163,6 +167,14 @@ def output_fault(base: str, name: str, out: Any, shape: tuple[int, ...], core: i
     return read_only_fault(base, name, out)
 
 
+def lazy_fault(base: str, operands: Iterable[Any], outputs: Operands) -> TypeError | None:
+    """The error for arrays for the results of a product of dask arrays, which dask would wait for endlessly."""
+    given = {name: value for name, value in outputs.items() if value is not None}
+    if given and any(type(value).__module__.startswith("dask.") for value in (*operands, *given.values())):
+        return TypeError(f"{base}: {next(iter(given))} must not be given beside dask arrays, whose results are lazy")
+    return None
+
+
 def read_only_fault(base: str, name: str, out: Any) -> ValueError | None:
     """The error for an array that cannot be written."""
     if isinstance(out, ndarray) and not out.flags.writeable:
@@ -186,7 +198,8 @@ def _refused(base: str, message: str, given: Operands) -> TypeError | None:
             dtype = getattr(value, "dtype", np.dtype(np.float64))
             if getattr(dtype, "name", "float64") not in FLOATS + INTEGERS:
                 return TypeError(f"{base}: {name} must be an integer type, float16, bfloat16, float32 or float64, not {dtype}")
-    if message.startswith("operand type(s) all returned NotImplemented"):
+    # What the protocol asks for, and what astropy says.
+    if message.startswith(("operand type(s) all returned NotImplemented", "unknown ufunc")):
         name, value = next((name, value) for name, value in given.items() if overrides(value))
         kind = f"{type(value).__module__.partition('.')[0]}.{_kind(value)}"
         return TypeError(f"{base}: {name} must be an array; {kind} returned NotImplemented for it, make it a NumPy array first")

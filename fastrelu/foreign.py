@@ -1,57 +1,53 @@
 """Operands of other libraries that would not come through a ufunc as they should: made arrays, and the results made theirs.
 
-* Quantities of pint and astropy know the units of NumPy's own ufuncs only. relu, leaky_relu and prelu scale with their input
-  and keep its unit, products have the product of the units, and what has an exponential takes numbers without dimension.
+* Quantities of pint and astropy, see `fastrelu.units`.
 * PyTorch's tensors in the memory of the host, whose hook for ufuncs is of an older protocol.
 * What has no other protocol than DLPack, also in the memory of the host.
+* In products, whose operands have axes of different meaning: labels of pandas, see `fastrelu.labels`, and masked arrays,
+  which are refused.
 
 No library is imported to tell.
 """
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
-__all__ = ["array", "call", "is_foreign", "lossy_fault"]
+from fastrelu.native.guard import lock
+from fastrelu.operations import LAYERS
+
+__all__ = ["UNITS", "array", "call", "is_foreign", "is_foreign_to_products", "kind", "lossy_fault"]
 
 _OTHER_PROTOCOLS = ("__array__", "__array_interface__", "__array_struct__", "__array_ufunc__", "__cuda_array_interface__")
 
-_UNITS = {"pint", "astropy"}
+UNITS = frozenset(("pint", "astropy"))
+"""Libraries of quantities."""
 
-# What becomes of the units of the operands. "keeps": the result has the unit, or the product of all; "any": it does not matter;
-# "sum": it is that of the result. All others, and all operands of the functions that are not here, have to be numbers.
-_SCALES = {"x": "keeps"}
-_PRODUCT = {"x": "keeps", "w": "keeps", "b": "sum"}
-_GRADIENT = {"dy": "keeps"}
-_SIGN = {"dy": "keeps", "y": "any"}
-_ROLES = {
-    **dict.fromkeys(("relu", "leaky_relu", "prelu"), _SCALES),
-    **dict.fromkeys(("relu_backward", "leaky_relu_backward"), _SIGN),
-    **dict.fromkeys(("elu_backward", "sigmoid_backward", "tanh_backward", "softplus_backward"), _GRADIENT),
-    **dict.fromkeys(("linear", "linear_relu", "linear_leaky_relu", "linear_prelu"), _PRODUCT),
-    "relu_derivative": {"x": "any"},
-}
+_IN_PRODUCTS = frozenset(("pandas", "mask"))
+"""Kinds whose own hooks are right for elementwise functions."""
 
 
-def _kind(value: Any) -> str:
-    """The library, or "dlpack", of an operand that needs help; else nothing."""
+def kind(value: Any) -> str:
+    """The library of an operand that needs help, or what is special about it; else nothing."""
     cls: Any = type(value)
     return _kind_of(cls)
 
 
 @lru_cache(256)
 def _kind_of(cls: Any) -> str:
+    if issubclass(cls, np.ma.MaskedArray):
+        return "mask"
     for base in cls.__mro__:
         library: str = base.__module__.partition(".")[0]
-        if "Quantity" in base.__name__ and library in ("pint", "astropy"):
+        if "Quantity" in base.__name__ and library in UNITS:
             return library
-        if base.__name__ == "Tensor" and library == "torch":
+        if (library, base.__name__) in (("torch", "Tensor"), ("pandas", "Series"), ("pandas", "DataFrame")):
             return library
     if hasattr(cls, "__dlpack__") and not any(hasattr(cls, name) for name in _OTHER_PROTOCOLS):
         return "dlpack"
@@ -59,28 +55,60 @@ def _kind_of(cls: Any) -> str:
 
 
 def is_foreign(value: Any) -> bool:
-    """Whether `call` has to see to an operand. It may not be on a device."""
-    return _kind(value) != ""
+    """Whether `call` has to see to an operand of an elementwise function. It may not be on a device."""
+    return is_foreign_to_products(value) and kind(value) not in _IN_PRODUCTS
+
+
+def is_foreign_to_products(value: Any) -> bool:
+    """The same for a fused layer or its gradients."""
+    return kind(value) != ""
 
 
 def array(value: Any) -> Any:
-    """An array on the memory of a tensor or of what speaks DLPack; anything else as it is."""
-    kind = _kind(value)
-    if kind == "torch":
-        return np.asarray(value)
-    return np.from_dlpack(value) if kind == "dlpack" else value
+    """An array on the memory of a tensor or of what speaks DLPack, or of labelled data; anything else as it is."""
+    what = kind(value)
+    if what == "torch":
+        return _of_tensor(value)
+    return np.from_dlpack(value) if what == "dlpack" else np.asarray(value) if what == "pandas" else value
+
+
+def _of_tensor(tensor: Any) -> Any:
+    try:
+        return np.asarray(tensor)
+    except TypeError as error:
+        torch = sys.modules["torch"]
+        if tensor.dtype is not torch.bfloat16:
+            raise
+        try:
+            with lock:
+                from ml_dtypes import bfloat16
+        except ImportError:
+            raise error from None
+        return np.asarray(tensor.view(torch.int16)).view(bfloat16)
+
+
+def _tensor(result: Any) -> Any:
+    if result is None:
+        return None
+    torch, numbers = sys.modules["torch"], np.asarray(result)
+    if numbers.dtype.name == "bfloat16":
+        return torch.from_numpy(numbers.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(numbers)
 
 
 def lossy_fault(base: str, name: str, value: Any) -> TypeError | None:
     """The error for an array that has more than numbers, which a function that is no ufunc would lose without a word."""
-    if isinstance(value, np.ma.MaskedArray):
-        return TypeError(f"{base}: {name} must be an array without a mask, not a MaskedArray: call its filled() first")
-    if _kind(value) in _UNITS:
-        return TypeError(f"{base}: {name} must be an array without a unit, not a Quantity in {_unit(value)}")
-    return None
+    if isinstance(value, np.ndarray) and hasattr(value, "mask"):  # astropy has such arrays as well
+        came = type(value).__name__
+        return TypeError(f"{base}: {name} must be an array without a mask, not a {came}: call its filled() first")
+    if kind(value) not in UNITS:
+        return None
+    with lock:
+        from fastrelu import units
+    return units.fault(base, name, value)
 
 
-def call(function: Any, base: str, operands: Mapping[str, Any], out: Any, keywords: Mapping[str, Any]) -> Any:
+def call(function: Callable[..., Any], base: str, operands: Mapping[str, Any], out: Any, keywords: Mapping[str, Any]) -> Any:
     """The result of a function for operands of which some are foreign.
 
     Parameters
@@ -91,83 +119,48 @@ def call(function: Any, base: str, operands: Mapping[str, Any], out: Any, keywor
         Its name.
     operands : mapping
         All positional arguments by their names.
-    out : tensor, ndarray or None
+    out : tensor, ndarray, tuple of them or None
         Where to put the result.
     keywords : mapping
         Its other arguments.
 
     Raises
     ------
-    TypeError
-        If units do not fit.
+    TypeError, ValueError
+        If units or labels do not fit, or if a mask would be lost.
     """
-    kinds = {_kind(value) for value in (*operands.values(), out)}
-    if kinds & _UNITS:
-        return _with_units(function, base, operands, out, keywords)
+    with lock:
+        from fastrelu import labels, units
+    mask = keywords.get("mask")
+    outputs = (*(out if isinstance(out, tuple) else (out,)), *([] if mask is None else [mask]))
+    kinds = {*map(kind, (*operands.values(), *outputs))}
+    if base.startswith("linear"):
+        _check_product(base, operands, outputs)
+    if base in LAYERS:
+        labels.check(base, operands)
+    if kinds & UNITS:
+        if any(output is not None for output in outputs):
+            raise TypeError(f"{base}: out and mask must not be given where units are")
+        return units.call(function, base, {name: array(value) for name, value in operands.items()}, keywords)
     places = {} if out is None else {"out": tuple(map(array, out)) if isinstance(out, tuple) else array(out)}
-    result = function(*map(array, operands.values()), **places, **keywords)
-    if "torch" not in kinds or (out is not None and not isinstance(out, tuple)):
-        return result if out is None or isinstance(out, tuple) else out
-    return tuple(map(_tensor, result)) if isinstance(result, tuple) else _tensor(result)
+    if mask is not None:
+        places["mask"] = array(mask)
+    result = function(*map(array, operands.values()), **{**keywords, **places})
+    results = result if isinstance(result, tuple) else (result,)
+    if "torch" in kinds:
+        results = tuple(map(_tensor, results))
+    elif base in LAYERS and "pandas" in kinds:
+        results = (labels.labelled(operands["x"], operands["w"], results[0]), *results[1:])
+    # As any ufunc, it returns what it was given for a result.
+    results = tuple(r if o is None or o is Ellipsis else o for r, o in zip_longest(results, outputs[: len(results)]))
+    return results if isinstance(result, tuple) else results[0]
 
 
-def _tensor(result: Any) -> Any:
-    return None if result is None else sys.modules["torch"].from_numpy(np.asarray(result))
-
-
-def _unit(value: Any) -> Any:
-    """The unit of a quantity, and None of a number."""
-    kind = _kind(value)
-    return value.units if kind == "pint" else value.unit if kind == "astropy" else None
-
-
-def _number(base: str, name: str, value: Any, unit: Any) -> Any:
-    """The number before the unit, if a quantity is given in `unit`."""
-    kind = _kind(value)
-    try:
-        if kind == "pint":
-            return value.m_as("" if unit is None else unit)
-        if kind == "astropy":
-            return value.to_value("" if unit is None else unit)
-    except Exception:  # each library has classes of its own
-        allowed = "without dimension" if unit is None else f"in a unit of the dimension of {unit}"
-        raise TypeError(f"{base}: {name} must be {allowed}, not in {str(_unit(value)) or 'none'}") from None
-    return value
-
-
-def _scaled(base: str, name: str, value: Any) -> Any:
-    """The number before the unit, whatever that is; but degrees Celsius and magnitudes have a zero that is none."""
-    kind, unit = _kind(value), _unit(value)
-    if unit is None:
-        return value
-    if hasattr(unit, "physical_unit") or (kind == "pint" and type(value)(0.0, unit).to_base_units().magnitude != 0):
-        raise TypeError(f"{base}: {name} must be in a unit that has a zero, not in {unit}")
-    return value.magnitude if kind == "pint" else value.value
-
-
-def _with_units(function: Any, base: str, operands: Mapping[str, Any], out: Any, keywords: Mapping[str, Any]) -> Any:
-    name, like = next(((n, v) for n, v in operands.items() if _unit(v) is not None), ("out", out))
-    if like is out or out is not None or keywords.get("mask") is not None:
-        raise TypeError(f"{base}: out and mask must not be given where units are")
-    if base.endswith("_backward") and base not in _ROLES:
-        raise lossy_fault(base, name, like) or TypeError(base)
-    roles = _ROLES.get(base, {})
-    units = [unit for name, value in operands.items() if roles.get(name) == "keeps" and (unit := _unit(value)) is not None]
-    unit = math.prod(units[1:], start=units[0]) if units else None
-    numbers = []
+def _check_product(base: str, operands: Mapping[str, Any], outputs: tuple[Any, ...]) -> None:
     for name, value in operands.items():
-        role = roles.get(name)
-        if role in ("keeps", "any"):
-            numbers.append(_scaled(base, name, value))
-        elif role == "sum" and value is not None:
-            numbers.append(_number(base, name, value if is_foreign(value) else _quantity(value, None, like), unit))
-        else:
-            numbers.append(_number(base, name, value, None))
-    return _quantity(function(*numbers, **keywords), unit, like)
-
-
-def _quantity(number: Any, unit: Any, like: Any) -> Any:
-    """A quantity of the library of `like`; without a unit one without dimension."""
-    if _kind(like) == "pint":
-        return type(like)(number, "" if unit is None else unit)
-    return np.asanyarray(number) << (sys.modules["astropy.units"].dimensionless_unscaled if unit is None else unit)
+        fault = lossy_fault(base, name, value) if kind(value) == "mask" else None
+        if fault is not None:
+            raise fault
+    for value in outputs:
+        if kind(value) in _IN_PRODUCTS:  # its numbers may be a copy, or not all are to be written
+            raise TypeError(f"{base}: out must be an array, not {type(value).__name__}")

@@ -195,14 +195,19 @@ def _general(
         gradients: Triple = cuda.backward(base, operands, wanted, added, outputs, kwargs, place)
         return gradients
     device.check_precision(base, kwargs)
-    if any(map(foreign.is_foreign, (*operands.values(), *outputs.values()))):
+    if any(map(foreign.is_foreign_to_products, (*operands.values(), *alpha, *outputs.values()))):
 
         def with_arrays(*arrays: Any, out: Any = None) -> Triple:
-            given = dict.fromkeys(("x", "w")) | dict(zip(operands, arrays, strict=True))
-            return _general(base, None, given, alpha, out, wanted, accumulate, kwargs)
+            count = len(operands)
+            given = dict.fromkeys(("x", "w")) | dict(zip(operands, arrays[:count], strict=True))
+            return _general(base, None, given, arrays[count:], out, wanted, accumulate, kwargs)
 
-        gradients = foreign.call(with_arrays, base, operands, out, {})
+        named_alpha = dict(zip(("alpha",), alpha, strict=False))
+        gradients = foreign.call(with_arrays, base, operands | named_alpha, out, {})
         return gradients
+    fault = faults.lazy_fault(base, operands.values(), {f"out for {name}": array for name, array in outputs.items()})
+    if fault is not None:
+        raise fault
     if type(operands.get("w")) is PackedWeight:
         operands["w"] = operands["w"].unpack()
     given = [*operands.values(), *alpha, *outputs.values()]
@@ -250,7 +255,7 @@ def _explain(
         wanted, added = named(base, "wanted", wanted), named(base, "accumulate", accumulate)
     except ValueError:
         return error
-    if faults.is_from_cuda(base, error, operands):
+    if faults.is_told(base, error, operands):
         return error
     given = {name: face(o) if name == "w" else o for name, o in operands.items() if name in ("dy", "y") or o is not None}
     unneeded = {

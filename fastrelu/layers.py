@@ -120,9 +120,12 @@ def layer(declaration: Callable[P, R]) -> Callable[P, R]:
             given = dict.fromkeys(("x", "w", "b", "alpha")) | dict(zip(operation.inputs, operands, strict=True))
             return cuda.layer(base, given, out, mask, kwargs, place)
         device.check_precision(base, kwargs)
-        if foreign.is_foreign(out) or any(map(foreign.is_foreign, operands)):
+        if any(map(foreign.is_foreign_to_products, (*operands, out))):
             keywords = kwargs if mask is None else {**kwargs, "mask": mask}
             return foreign.call(function, base, dict(zip(operation.inputs, operands, strict=True)), out, keywords)
+        fault = faults.lazy_fault(base, operands, {"out": _first_output(out), "mask": mask})
+        if fault is not None:
+            raise fault
         x, w, b, *alpha = operands
         if is_row:
             alpha = [_row(alpha[0], x, w)]
@@ -236,7 +239,7 @@ def _explain(
 ) -> BaseException:
     """What to raise instead of NumPy's error."""
     given = {name: o for name, o in zip(("x", "w", "b", "alpha"), operands, strict=False) if name != "b" or o is not None}
-    if faults.is_from_cuda(base, error, given):
+    if faults.is_told(base, error, given):
         return error
     for name in ("b", "bias"):
         if name in kwargs:

@@ -31,12 +31,11 @@ def name_of(dtype: np.dtype[Any]) -> str:
     return dtype.name
 
 
-def _known_array(base: str, name: str, value: Any) -> ndarray:
+def known_array(base: str, name: str, value: Any) -> ndarray:
     """`value` as an array of a float or integer type."""
     if type(value) is not ndarray or name_of(value.dtype) not in _KNOWN:
-        fault: BaseException | None = faults.device_fault(base, name, value) or foreign.lossy_fault(base, name, value)
-        value = value if fault else foreign.array(value)
-        fault = fault or faults.operand_fault(base, {name: value}, {})
+        value = _numbers_alone(base, name, value)
+        fault = faults.operand_fault(base, {name: value}, {})
         if fault is not None:
             raise fault
     array = np.asarray(value)
@@ -49,13 +48,20 @@ def plain_array(base: str, name: str, value: Any) -> ndarray:
     """`value` as an array of any type but that of Python's objects."""
     if type(value) is ndarray and value.dtype != object:
         return value
-    fault: BaseException | None = foreign.lossy_fault(base, name, value)
-    array = np.asarray(0 if fault else foreign.array(value))
-    if fault is None and array.dtype == object:
-        fault = faults.operand_fault(base, {name: value}, {})
+    value = _numbers_alone(base, name, value)
+    array = np.asarray(value)
+    fault = faults.operand_fault(base, {name: value}, {}) if array.dtype == object else None
     if fault is not None:
         raise fault
     return array
+
+
+def _numbers_alone(base: str, name: str, value: Any) -> Any:
+    """`value`, or an array on its memory, if it is in this machine's memory and has nothing that an array would lose."""
+    fault = faults.device_fault(base, name, value) or foreign.lossy_fault(base, name, value)
+    if fault is not None:
+        raise fault
+    return foreign.array(value)
 
 
 def number_array(base: str, name: str, value: Any, ndims: Mapping[int, str] | None = None) -> ndarray:
@@ -70,7 +76,7 @@ def number_array(base: str, name: str, value: Any, ndims: Mapping[int, str] | No
     ndims : mapping of int to str, optional
         How many axes it may have, and what those are.
     """
-    array = _known_array(base, name, value)
+    array = known_array(base, name, value)
     if ndims is not None and array.ndim not in ndims:
         raise ValueError(f"{base}: {name} must have shape {' or '.join(ndims.values())}, not {array.shape}")
     return native(array)
@@ -99,7 +105,7 @@ def wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def integer_array(base: str, name: str, value: Any) -> ndarray:
     """An operand of an integer type; an empty list is one as well."""
-    array = _known_array(base, name, value)
+    array = known_array(base, name, value)
     if array.size == 0 and not isinstance(value, ndarray):
         array = array.astype(np.int64)
     if name_of(array.dtype) not in INTEGERS:

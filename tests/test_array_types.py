@@ -223,3 +223,10 @@ def test_prelu_backward_gives_dx_as_it_came(library: str) -> None:
     assert type(dx) is labelled
     assert_array_equal(dx, fastrelu.prelu_backward(dy, x, alpha)[0])
     assert_array_equal(dalpha, fastrelu.prelu_backward(dy, x, alpha)[1])
+
+
+def test_masked_elements_have_no_part_in_the_gradient_of_alpha() -> None:
+    x, alpha = np.ma.array([[-1.0, -2.0], [-3.0, -4.0]], mask=[[False, True], [False, False]]), np.array([0.5, 0.25])
+    dx, dalpha = fastrelu.prelu_backward(np.ones((2, 2)), x, alpha)
+    assert_array_equal(dx.mask, x.mask)
+    assert_array_equal(dalpha, [-4.0, -4.0])

@@ -68,11 +68,44 @@ def test_penalty_makes_weights_smaller():
         ({"activation": "step"}, "activation must be one of relu, .*, not 'step'"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"max_iter": 0}, "max_iter must be at least 1, not 0"),
+        ({"n_iter_no_change": 0}, "n_iter_no_change must be at least 1, not 0"),
+        ({"hidden_layer_sizes": (3, 0)}, "hidden_layer_sizes must be at least 1, not 0"),
+        ({"alpha": -1}, "alpha must be finite and at least 0, not -1"),
+        ({"tol": -1.0}, r"tol must be finite and at least 0, not -1\.0"),
+        ({"learning_rate_init": -1}, "learning_rate_init must be finite and at least 0, not -1"),
+        ({"momentum": 2}, "momentum must be at least 0 and below 1, not 2"),
     ],
 )
 def test_option_out_of_range(options, words):
     with pytest.raises(ValueError, match=f"^MLPClassifier: {words}"):
         MLPClassifier(**options).fit([[0.0], [1.0]], [0, 1])
+
+
+def test_epochs_of_partial_fit_are_those_of_fit():
+    X, y = load_iris(return_X_y=True)
+    names = np.array(["setosa", "versicolor", "virginica"], object)[y]
+    options = {"hidden_layer_sizes": (8,), "random_state": 0}
+    whole = MLPClassifier(max_iter=3, **options).fit(X, names)
+    parts = MLPClassifier(**options)
+    for _ in range(3):
+        parts.partial_fit(X, names, classes=whole.classes_[::-1])
+    assert_array_equal(parts.predict_proba(X), whole.predict_proba(X))
+    assert (parts.loss_curve_, parts.n_iter_) == (whole.loss_curve_, 3)
+    assert_array_equal(whole.partial_fit(X[:1], names[:1]).classes_, parts.classes_)  # and a fit can go on
+
+
+def test_partial_fit_wants_the_classes_first():
+    with pytest.raises(ValueError, match="classes must be passed on the first call"):
+        MLPClassifier().partial_fit([[0.0], [1.0]], [0, 1])
+    classifier = MLPClassifier().partial_fit([[0.0], [1.0]], [0, 1], classes=[0, 1])
+    with pytest.raises(ValueError, match=r"^MLPClassifier: y must be among the classes of the first call, not .*2"):
+        classifier.partial_fit([[0.0]], [2])
+
+
+def test_sparse_rows_are_told_what_to_do():
+    sparse = pytest.importorskip("scipy.sparse")
+    with pytest.raises(TypeError, match=r"Sparse data was passed for X, .*toarray\(\)"):
+        MLPClassifier().fit(sparse.csr_array(np.eye(2)), [0, 1])
 
 
 def test_predict_needs_a_fit():

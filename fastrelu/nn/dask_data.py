@@ -14,7 +14,9 @@ rows of a batch ascend, and dask runs a shard where most of its rows are.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import dask
@@ -24,18 +26,19 @@ from dask.base import get_scheduler
 from dask.delayed import delayed
 from dask.system import CPU_COUNT
 
-from fastrelu.nn.data import SCORED, Arrays, Batch, check_rows
+from fastrelu.nn.data import SCORED, Arrays, Batch, check_rows, is_from_dask
 from fastrelu.nn.losses import LOSSES, Loss
 from fastrelu.nn.sequential import Sequential
+from fastrelu.operands import plain_array
 from fastrelu.operations import KC
 
 __all__ = ["InChunks"]
 
-Pieces = Sequence[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]
+Pieces = Sequence[tuple[np.ndarray | range, tuple[np.ndarray, np.ndarray]]]
 """Parts of a shard: which of its rows they are, their inputs and targets."""
 
 _LARGEST = 1 << 28
-"""Bytes of the gradients of a shard, which are all in memory until they are added."""
+"""Bytes of the rows and the gradients of a shard, if it has more than one block: all are in memory until they are added."""
 
 
 class Sums(NamedTuple):
@@ -77,8 +80,10 @@ class InChunks:
         self._output = model.predict(np.zeros((1, *x.shape[1:]), x.dtype))
         x, y = _in_rows(x, x.chunks[0]), _in_rows(y, x.chunks[0])
         if not isinstance(given, da.Array):
-            (y,) = dask.persist(y)  # once to the workers, and not once a step
+            with _large():
+                (y,) = dask.persist(y)  # once to the workers, and not once a step
         self._held = x, y  # the chunks that are in memory already are let go of with their array
+        self._row = sum(a.dtype.itemsize * math.prod(a.shape[1:]) for a in (x, y))
         self._starts = np.cumsum([0, *x.chunks[0]])
         self._chunks = [*zip(x.to_delayed().ravel(), y.to_delayed().ravel(), strict=True)]
         self._kept: dict[int, Any] = {}
@@ -95,8 +100,8 @@ class InChunks:
             self._objective.targets(argument, np.broadcast_to(np.zeros((), y.dtype), y.shape), self._output)
             raise
         if self._objective.has_range:
-            check = delayed(_checked, pure=False)
-            dask.compute(*(check(self._loss, argument, targets, self._output) for _, targets in self._chunks))
+            # One layer of dask's graph, of which it compares each with all keys.
+            _computed(y.map_blocks(_checked, self._loss, argument, self._output, meta=y._meta))
 
     def gradients(self, batch: Batch) -> tuple[float, float, Arrays]:
         """As `fastrelu.nn.data.Data.gradients`."""
@@ -105,8 +110,10 @@ class InChunks:
             self._keep(rows)
         # Part of the graph, unlike scattered data it is not lost with a worker.
         model, total = delayed(self._model, pure=False), None
-        for shard in self._shards(rows, KC):
-            sums = delayed(_gradients, pure=False)(model, self._loss, len(rows), self._pieces(shard), total is None)
+        size = KC * self._row + sum(g.nbytes for g in self._places.values())
+        for start, stop in self._shards(len(rows), KC, size):
+            pieces = self._pieces(rows[start:stop])
+            sums = delayed(_gradients, pure=False)(model, self._loss, len(rows), pieces, total is None)
             total = sums if total is None else delayed(_added, pure=False)(total, sums)
         (whole,) = _computed(total)
         for name, gradient in whole.gradients[0].items():
@@ -118,8 +125,8 @@ class InChunks:
     def score(self) -> Iterator[tuple[int, float, float]]:
         """As `fastrelu.nn.data.Data.score`."""
         model, score = delayed(self._model, pure=False), delayed(_scored, pure=False)
-        shards = self._shards(np.arange(self.rows), SCORED)
-        for scores in _computed(*(score(model, self._loss, self._pieces(rows)) for rows in shards)):
+        shards = self._shards(self.rows, SCORED, SCORED * self._row)
+        for scores in _computed(*(score(model, self._loss, self._pieces(np.arange(*shard))) for shard in shards)):
             yield from scores
 
     def close(self) -> None:
@@ -143,34 +150,36 @@ class InChunks:
         """The number of the chunk of a row, or of each."""
         return np.searchsorted(self._starts, rows, side="right") - 1
 
-    def _shards(self, rows: np.ndarray, size: int) -> list[np.ndarray]:
-        """Rows in blocks of `size`, those of a shard together."""
-        blocks = -(-len(rows) // size)
-        longest = max(_LARGEST // sum(g.nbytes for g in self._places.values()), 1)
-        shards = min(blocks, max(self._threads, -(-blocks // longest)))
-        return np.split(rows, [i * blocks // shards * size for i in range(1, shards)])
+    def _shards(self, rows: int, size: int, nbytes: int) -> Iterator[tuple[int, int]]:
+        """First and last of the rows of each shard, which has blocks of so many rows and bytes."""
+        blocks = -(-rows // size)
+        shards = min(blocks, max(self._threads, -(-blocks // max(_LARGEST // nbytes, 1))))
+        return pairwise([*(i * blocks // shards * size for i in range(shards)), rows])
 
     def _pieces(self, rows: np.ndarray) -> list[Any]:
         """The rows of a shard, from each chunk that has some."""
         chunks, pieces = self._chunk_of(rows), []
-        for i in np.unique(chunks):
-            places = np.flatnonzero(chunks == i)
-            chunk = self._kept.get(int(i), self._chunks[i])
-            pieces.append((places, delayed(_taken, pure=False)(*chunk, rows[places] - self._starts[i])))
+        order = np.argsort(chunks, kind="stable")
+        for places in np.split(order, np.flatnonzero(np.diff(chunks[order])) + 1):
+            i = int(chunks[places[0]])
+            chunk = self._kept.get(i, self._chunks[i])
+            pieces.append((_short(places), delayed(_taken, pure=False)(*chunk, _short(rows[places] - self._starts[i]))))
         return pieces
 
 
 def _array(argument: str, value: Any, chunks: tuple[tuple[int, ...], ...] = ()) -> Any:
     """Inputs or targets as a dask array; what is none yet in chunks of the rows of another, if it has as many."""
-    library = type(value).__module__.partition(".")[0]
-    value = value.data if library == "xarray" else value
-    if hasattr(value, "to_dask_array"):
-        kind = type(value).__name__
-        raise TypeError(f"fit: {argument} must be an array, not a dask {kind}: call its to_dask_array(lengths=True) first")
+    library, kind = type(value).__module__.partition(".")[0], type(value)
+    if library == "xarray" and hasattr(kind, "data"):
+        value = value.data
     if isinstance(value, da.Array):
         array = value
+        plain_array("fit", argument, array._meta)
+    elif is_from_dask(value):
+        way = "call its to_dask_array(lengths=True)" if hasattr(kind, "to_dask_array") else "make it a dask array"
+        raise TypeError(f"fit: {argument} must be an array, not a {kind.__name__} of {library}: {way} first")
     else:
-        value = np.asarray(value)
+        value = plain_array("fit", argument, value)
         fits = chunks and value.shape[:1] == (sum(chunks[0]),)
         array = da.from_array(value, (*chunks, *value.shape[1:]) if fits else -1)
     if np.isnan(array.shape).any():
@@ -183,9 +192,17 @@ def _in_rows(array: Any, chunks: tuple[int, ...]) -> Any:
     return array.rechunk({0: chunks, **dict.fromkeys(range(1, array.ndim), -1)})
 
 
+def _large() -> Any:
+    """Keeps a client from warning of graphs of 10 MB: these have parameters or targets, which have to travel.
+
+    Where nothing has read the options of `distributed`, there is no client, and they would be lost again with this one.
+    """
+    option = {"distributed.admin.large-graph-warning-threshold": "1 TB"}
+    return dask.config.set(option if dask.config.get("distributed", None) else {})
+
+
 def _computed(*tasks: Any) -> Any:
-    # A client warns of graphs of 10 MB; these have the parameters, which have to travel.
-    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):
+    with _large():
         return dask.compute(*tasks)
 
 
@@ -199,13 +216,22 @@ def _threads() -> int:
     return threads
 
 
-def _checked(loss: str, argument: str, targets: Any, output: np.ndarray) -> None:
-    LOSSES[loss]().targets(argument, targets, output)
+def _checked(targets: Any, loss: str, argument: str, output: np.ndarray) -> np.ndarray:
+    numbers = plain_array("fit", argument, targets)
+    LOSSES[loss]().targets(argument, numbers, output)
+    return numbers[:0]
 
 
-def _taken(x: Any, y: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _short(numbers: np.ndarray) -> np.ndarray | range:
+    """The same in a few bytes, if each is the next."""
+    first = int(numbers[0])
+    neighbours = range(first, first + len(numbers))
+    return neighbours if np.array_equal(numbers, neighbours) else numbers
+
+
+def _taken(x: Any, y: Any, rows: np.ndarray | range) -> tuple[np.ndarray, np.ndarray]:
     """Some rows of a chunk, as memory of their own."""
-    return np.asarray(x)[rows], np.asarray(y)[rows]
+    return plain_array("fit", "x", x)[rows], plain_array("fit", "y", y)[rows]
 
 
 def _joined(pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:

@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastrelu.nn.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softplus, Tanh
 from fastrelu.nn.layers import Layer, Linear
-from fastrelu.nn.optimizers import SGD, Adam
+from fastrelu.nn.optimizers import SGD, Adam, _number
 from fastrelu.nn.sequential import Sequential
 from fastrelu.nn.training import fit
 from fastrelu.operands import whole_number
 
 __all__ = ["MLPClassifier"]
 
+_NAME = "MLPClassifier"
 _ACTIVATIONS = {
     "relu": ReLU,
     "leaky_relu": LeakyReLU,
@@ -144,41 +145,98 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
         """
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
         check_classification_targets(y)
-        self.classes_, labels = np.unique(y, return_inverse=True)
+        self.classes_ = np.unique(y)
         if len(self.classes_) < 2:
             raise ValueError(f"MLPClassifier: y must have at least 2 classes, not one class, {self.classes_[0]!r}")
-        size = min(200, len(X)) if self.batch_size == "auto" else self.batch_size
-        rows = whole_number("MLPClassifier", "batch_size", size, 1)
-        optimizer = self._optimizer(self.alpha / rows)
-        # A generator of its own: scikit-learn's are of another kind.
-        rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
-        self.model_ = self._network(X.shape[1], X.dtype, rng)
-        self.loss_curve_: list[float] = []
+        self._begin(X)
+        patience, tol = whole_number(_NAME, "n_iter_no_change", self.n_iter_no_change, 1), _number(_NAME, "tol", self.tol)
         best, unchanged = np.inf, 0
-        for _ in range(whole_number("MLPClassifier", "max_iter", self.max_iter, 1)):
-            history = fit(self.model_, X, labels, 1, rows, optimizer=optimizer, shuffle=self.shuffle, rng=rng, progress=False)
-            self.loss_curve_ += history.loss
-            if self.verbose:
-                print(f"epoch {len(self.loss_curve_)}: loss {history.loss[0]:.6f}")
-            unchanged = 0 if history.loss[0] < best - self.tol else unchanged + 1
-            best = min(best, history.loss[0])
-            if unchanged >= self.n_iter_no_change:
+        for _ in range(whole_number(_NAME, "max_iter", self.max_iter, 1)):
+            loss = self._epoch(X, y)
+            unchanged = 0 if loss < best - tol else unchanged + 1
+            best = min(best, loss)
+            if unchanged >= patience:
                 break
-        self.n_iter_ = len(self.loss_curve_)
         return self
 
-    def _optimizer(self, weight_decay: float) -> SGD | Adam:
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> MLPClassifier:
+        """Go on training, for one epoch of these data; the first call makes a new network.
+
+        Parameters
+        ----------
+        X : array_like
+            (rows, features).
+        y : array_like
+            The class of each row.
+        classes : array_like, optional
+            All classes that there will be; needed in the first call.
+
+        Returns
+        -------
+        MLPClassifier
+            Itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If data, classes or parameters are not what they should be.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastrelu.nn import MLPClassifier
+        >>> classifier = MLPClassifier((4,), random_state=0)
+        >>> for X, y in (([[0.0], [1.0]], ["low", "high"]), ([[2.0]], ["high"])):
+        ...     classifier = classifier.partial_fit(X, y, classes=["low", "high"])
+        >>> classifier.n_iter_
+        2
+        """
+        is_first = _check_partial_fit_first_call(self, classes)
+        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), reset=is_first)
+        check_classification_targets(y)
+        unknown = np.setdiff1d(y, self.classes_)
+        if unknown.size:
+            raise ValueError(f"MLPClassifier: y must be among the classes of the first call, not {unknown[0]!r}")
+        if is_first:
+            self._begin(X)
+        self._epoch(X, y)
+        return self
+
+    def _begin(self, X: np.ndarray) -> None:
+        """A new network and what trains it."""
+        # A generator of its own: scikit-learn's are of another kind.
+        self._rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
+        self._optimizer = self._new_optimizer()
+        self.model_ = self._network(X.shape[1], X.dtype, self._rng)
+        self.loss_curve_: list[float] = []
+
+    def _epoch(self, X: np.ndarray, y: np.ndarray) -> float:
+        rows = min(200, len(X)) if self.batch_size == "auto" else whole_number(_NAME, "batch_size", self.batch_size, 1)
+        self._optimizer.weight_decay = _number(_NAME, "alpha", self.alpha) / rows
+        labels, optimizer = np.searchsorted(self.classes_, y), self._optimizer
+        history = fit(self.model_, X, labels, 1, rows, optimizer=optimizer, shuffle=self.shuffle, rng=self._rng, progress=False)
+        (loss,) = history.loss
+        self.loss_curve_.append(loss)
+        self.n_iter_ = len(self.loss_curve_)
+        if self.verbose:
+            print(f"epoch {self.n_iter_}: loss {loss:.6f}")
+        return loss
+
+    def _new_optimizer(self) -> SGD | Adam:
+        rate = _number(_NAME, "learning_rate_init", self.learning_rate_init)
+        momentum = _number(_NAME, "momentum", self.momentum, below=1)
         if self.solver == "adam":
-            return Adam(self.learning_rate_init, weight_decay=weight_decay)
+            return Adam(rate)
         if self.solver == "sgd":
-            return SGD(self.learning_rate_init, self.momentum, weight_decay)
+            return SGD(rate, momentum)
         raise ValueError(f"MLPClassifier: solver must be adam or sgd, not {self.solver!r}")
 
     def _network(self, features: int, dtype: Any, rng: np.random.Generator) -> Sequential:
-        if self.activation not in _ACTIVATIONS:
+        if not isinstance(self.activation, str) or self.activation not in _ACTIVATIONS:
             raise ValueError(f"MLPClassifier: activation must be one of {', '.join(_ACTIVATIONS)}, not {self.activation!r}")
         hidden = self.hidden_layer_sizes
-        widths = (features, *(hidden if isinstance(hidden, Sequence | np.ndarray) else (hidden,)))
+        hidden = hidden if isinstance(hidden, Sequence | np.ndarray) else (hidden,)
+        widths = (features, *(whole_number(_NAME, "hidden_layer_sizes", width, 1) for width in hidden))
         layers: list[Layer | Any] = []
         for k, n in pairwise(widths):
             layers += [Linear(k, n, rng=rng, dtype=dtype), _ACTIVATIONS[self.activation]()]

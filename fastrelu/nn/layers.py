@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import fastrelu
-from fastrelu import faults, foreign
 from fastrelu.nn.activations import ELU, Activation, LeakyReLU, ReLU, Sigmoid, Softplus, Tanh
 from fastrelu.nn.initial import he_normal
-from fastrelu.operands import whole_number
+from fastrelu.operands import known_array, whole_number
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -128,14 +127,7 @@ class Layer:
         """`value` as an array of a type, or the error that tells why it is none."""
         if type(value) is np.ndarray and value.dtype == dtype:
             return value
-        name = type(self).__name__
-        fault: BaseException | None = faults.device_fault(name, argument, value) or foreign.lossy_fault(name, argument, value)
-        value = value if fault else foreign.array(value)
-        fault = fault or faults.operand_fault(name, {argument: value}, {})
-        if fault is not None:
-            raise fault
-        array: np.ndarray = np.asarray(value, dtype)
-        return array
+        return np.asarray(known_array(type(self).__name__, argument, value), dtype)
 
     def _gradient(self, dy: Any, y: Any) -> np.ndarray:
         """`dy` as an array of the shape and type of `y`."""

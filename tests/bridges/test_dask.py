@@ -179,6 +179,40 @@ def test_few_chunks_are_in_memory(threads: None, monkeypatch: pytest.MonkeyPatch
     assert max(kept) == 1
 
 
+def test_rows_of_a_task_are_few(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = data()
+    lazy = chunked(x, y, 400)
+    expected = trained(x, y, validation=(x, y))
+    rows = []
+    original = dask_data._joined
+
+    def joined(pieces: dask_data.Pieces) -> tuple[np.ndarray, np.ndarray]:
+        parts = original(pieces)
+        rows.append(len(parts[0]))
+        return parts
+
+    monkeypatch.setattr(dask_data, "_joined", joined)
+    monkeypatch.setattr(dask_data, "_LARGEST", 20_000)  # bytes; a block of a batch has 11,000
+    with dask.config.set(num_workers=1):
+        assert trained(*lazy, validation=lazy) == expected
+    # Of two epochs: blocks of 256 of two batches, and of 1024 of the validation data.
+    assert sorted(rows) == sorted(2 * [*4 * [256], 176, 256, 44, 1024, 476])
+
+
+def test_numbers_of_neighbouring_rows_do_not_travel(threads: None) -> None:
+    rows = np.arange(5, 900)
+    assert dask_data._short(rows) == range(5, 900)
+    for others in (rows[::2], rows[::-1]):
+        assert dask_data._short(others) is others
+
+
+def test_targets_of_any_size_travel_without_a_warning(client: Client) -> None:
+    x, y = data()
+    lazy, _ = chunked(x, y, 400)
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 kB"}):
+        assert trained(lazy, y) == trained(x, y)
+
+
 def test_nothing_stays_on_the_workers(client: Client) -> None:
     x, y = data()
     trained(*chunked(x, y, 400), shuffle=500)
@@ -253,6 +287,19 @@ FAULTS = [
     (lambda m: nn.fit(m, LAZY, LABELS, shuffle=0), ValueError, "shuffle must be at least 1, not 0"),
     (lambda m: nn.fit(m, LAZY, LABELS, shuffle=0.5), TypeError, "shuffle must be an integer, not float"),
     (lambda m: nn.fit(m, LAZY[LAZY[:, 0] > 0], LABELS), ValueError, "x must have chunks of known sizes: call its compute_ch"),
+    (lambda m: nn.fit(m, da.ma.masked_greater(LAZY, 1), LABELS), TypeError, "x must be an array without a mask, not a Masked"),
+    (lambda m: nn.fit(m, LAZY, np.ma.array(Y)), TypeError, "y must be an array without a mask, not a MaskedArray"),
+    (
+        lambda m: nn.fit(m, LAZY, da.ma.masked_equal(LABELS, 1)),
+        TypeError,
+        "y must be an array without a mask, not a MaskedArray",
+    ),
+    (lambda m: nn.fit(m, dask.delayed(X), Y), TypeError, "x must be an array, not a Delayed.* of dask: make it a dask array"),
+    (
+        lambda m: nn.fit(m, LAZY, dask.delayed(Y)),
+        TypeError,
+        "y must be an array, not a Delayed.* of dask: make it a dask array",
+    ),
 ]
 
 
@@ -269,6 +316,18 @@ def test_fault_is_told_before_anything_changes(threads: None, call: Any, error: 
 def test_data_that_do_not_fit_the_first_layer(threads: None) -> None:
     with pytest.raises(ValueError, match=r"^Sequential: layer 0, Linear: x must have shape \(..., 8\) .*, not \(1, 7\)"):
         nn.fit(network(8, 3), LAZY[:, :7], LABELS)
+
+
+def test_frames_and_datasets_are_told_what_to_do(threads: None) -> None:
+    xr, dd = pytest.importorskip("xarray"), pytest.importorskip("dask.dataframe")
+    with pytest.raises(TypeError, match=r"^fit: x must be an array, not a Dataset of xarray: make it a dask array first"):
+        nn.fit(network(8, 3), xr.Dataset({"x": (("row", "column"), LAZY)}), Y)
+    frame = dd.from_dask_array(LAZY)
+    with pytest.raises(
+        TypeError, match=r"^fit: x must be an array, not a DataFrame of dask: call its to_dask_array\(lengths=T"
+    ):
+        nn.fit(network(8, 3), frame, Y)
+    assert trained(frame.to_dask_array(lengths=True), Y) == trained(X, Y)
 
 
 # Calls on dask arrays, on workers.
