@@ -84,7 +84,7 @@ def register() -> None:
         return handler.handler, handler.SIGNATURE
 
     find = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(_find)
-    for kept in (find, _state, _TEXTS, entries._kept):
+    for kept in (find, _state, _TEXTS):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))  # XLA's threads may run while the interpreter ends
     with lock:
         loops.runtime()

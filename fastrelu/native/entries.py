@@ -9,11 +9,9 @@ Importing this module needs neither Numba nor llvmlite.
 import ctypes
 import re
 from functools import cache
-from typing import Any
 
 import numpy as np
 
-from fastrelu.native.guard import lock, table_lock
 from fastrelu.operations import LAYERS, OPERATIONS, Backward, Layer, Operation, backward_variants
 
 PLAN = "fastrelu_plan"
@@ -41,9 +39,6 @@ LENGTHS = 16
 STEPS = LENGTHS + 8 * MAX_AXES
 ARRAY_BYTES = STEPS + 8 * MAX_AXES
 BLOCK_BYTES = ARRAYS + MAX_OPERANDS * ARRAY_BYTES
-
-_kept: list[Any] = []
-"""Tables that machine code refers to, as long as the process lives."""
 
 
 def _find(name: str) -> Operation | Layer | Backward:
@@ -81,6 +76,5 @@ def address(key: str) -> int:
     rows = [[np.dtype(t).itemsize, len(axes), *(number[a] for a in axes)] for t, axes in zip(dtypes, cores, strict=True)]
     words = head + [word for row in rows for word in row + [0] * (4 - len(row))]
     table = (ctypes.c_int64 * len(words))(*words)
-    with lock, table_lock:
-        _kept.append(table)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(table))  # threads may run the code that refers to it while the interpreter ends
     return ctypes.addressof(table)

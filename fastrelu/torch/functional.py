@@ -6,7 +6,7 @@ What is said here once holds for all:
   batches, views and tensors without axes are as with PyTorch's own functions. Results have the bits of `fastrelu` on arrays.
 * Gradients are calculated for the tensors that require them, in one pass with the mask, and have gradients of every order.
 * `torch.compile`, `torch.export`, `torch.fx` and `torch.func` see operators of the namespace ``torch.ops.fastrelu``.
-* Under `torch.autocast` the linear functions cast their operands to its type, as PyTorch's do; the others keep the type of x.
+* Under `torch.autocast` the linear functions and `prelu` cast their operands to its type, as PyTorch's do; the others do not.
 * Tensors on a CUDA device go to the kernels of `fastrelu.cuda`.
 * `elu`, `leaky_relu` and `softplus` keep their result for the gradient, where PyTorch's keep x: the result must not be changed
   in place before the backward pass.
@@ -297,7 +297,7 @@ def prelu(x: Tensor, alpha: Tensor) -> Tensor:
     if has_torch_function_variadic(x, alpha):
         return handle_torch_function(prelu, (x, alpha), x, alpha)
     if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
-        alpha = _cast(alpha, x.dtype)
+        x, alpha = (_cast(t, torch.get_autocast_dtype(x.device.type)) for t in (x, alpha))
     _refuse("prelu", x=x, alpha=alpha)
     channels = x.shape[min(1, x.ndim - 1)] if x.ndim else 1
     if alpha.ndim > 1 or alpha.numel() not in (1, channels):

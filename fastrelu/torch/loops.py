@@ -13,12 +13,13 @@ step goes through; and where host memory goes to a GPU. What the operands must b
 from __future__ import annotations
 
 import ctypes
+import math
 from array import array
 from collections.abc import Callable
 from functools import cache, reduce
 from itertools import compress
 from operator import or_
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -56,19 +57,18 @@ def _backward_loop(name: str, dtype: torch.dtype, wanted: tuple[bool, ...]) -> L
     return _PROTOTYPE(loops.address_of_gradient(variant.loop(_NAMES[dtype], target.vector_bytes())))
 
 
-@cache
 def _alpha(value: float, dtype: torch.dtype) -> Any:
     """The parameter in memory."""
     return (ctypes.c_double if dtype is torch.float64 else ctypes.c_float)(value)
 
 
-def _call(loop: Loop, pointers: list[int], dimensions: tuple[int, ...], outer: list[int], core: list[int]) -> None:
-    """Call a loop; `outer` are the steps from one product to the next, `core` those within operands, in bytes."""
-    words = array("q", [*pointers, *dimensions, *outer, *core])
+def _call(loop: Loop, pointers: list[int], dimensions: tuple[int, ...], steps: list[int], size: int) -> None:
+    """Call a loop; `steps` are in elements of `size` bytes: those from one product to the next, then those within operands."""
+    words = array("q", [*pointers, *dimensions, *[step * size for step in steps]])
     place = words.buffer_info()[0]
-    steps = place + 8 * (len(pointers) + len(dimensions))
+    lengths = place + 8 * len(pointers)
     try:
-        run(loop, None, place, place + 8 * len(pointers), steps, None)
+        run(loop, None, place, lengths, lengths + 8 * len(dimensions), None)
     except SystemError as error:  # by which ctypes tells that the loop has set an exception: there was no memory
         raise (error.__cause__ or error) from None
 
@@ -87,31 +87,51 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(memory.empty(shape, _STORED[dtype]))
 
 
+def _fits(operand: Tensor | None, like: Tensor, shape: tuple[int, ...]) -> TypeGuard[Tensor]:
+    """Whether an operand has this shape, and can be read where it lies."""
+    return (
+        operand is not None
+        and operand.shape == shape
+        and operand.dtype is like.dtype
+        and operand.is_cpu
+        and not operand.is_neg()
+    )
+
+
+def _is_simple(pointers: list[int], work: int, size: int) -> bool:
+    """Whether there is work to do, on elements that stand at multiples of their size."""
+    return work > 0 and reduce(or_, pointers) & (size - 1) == 0
+
+
 def forward(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, alpha: Alpha) -> Tensor | None:
     """Y of the layer `name`, f(x @ weight.T + bias)."""
     rows = _rows(x)
-    if rows is None or device.is_used():
+    if rows is None or weight.ndim != 2 or device.is_used():
         return None
     m, x_row, x_step = rows
     n, k = weight.shape
+    if not _fits(x, x, (*x.shape[:-1], k)) or not _fits(weight, x, (n, k)):
+        return None
     w_row, w_step = weight.stride()
     size, dtype = x.itemsize, x.dtype
-    y = _empty((*x.shape[:-1], n), dtype)
-    pointers = [x.data_ptr(), weight.data_ptr()]
-    outer, core = [x_row * size, 0], [x_step * size, w_step * size, w_row * size]
+    pointers, outer, core = [x.data_ptr(), weight.data_ptr()], [x_row, 0], [x_step, w_step, w_row]
     if bias is not None:
+        if not _fits(bias, x, (n,)):
+            return None
         pointers.append(bias.data_ptr())
         outer.append(0)
-        core.append(bias.stride()[0] * size)
-    pointers.append(y.data_ptr())
-    if not _are_fit(pointers, m * k * n, size) or x.is_neg() or weight.is_neg() or (bias is not None and bias.is_neg()):
+        core += bias.stride()
+    if not _is_simple(pointers, m * k * n, size):
         return None
     if alpha:
-        pointers.insert(-1, ctypes.addressof(_alpha(alpha[0], dtype)))
+        parameter = _alpha(alpha[0], dtype)
+        pointers.append(ctypes.addressof(parameter))
         outer.append(0)
-    outer.append(n * size)
-    core.append(size)
-    _call(_forward_loop(name, dtype, bias is not None), pointers, (m, k, n), outer, core)
+    y = _empty((*x.shape[:-1], n), dtype)
+    pointers.append(y.data_ptr())
+    outer.append(n)
+    core.append(1)
+    _call(_forward_loop(name, dtype, bias is not None), pointers, (m, k, n), outer + core, size)
     return y
 
 
@@ -119,54 +139,44 @@ def backward(
     name: str, dy: Tensor, y: Tensor | None, x: Tensor | None, weight: Tensor | None, wanted: tuple[bool, ...], alpha: Alpha
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
     """The gradients with respect to x, weight and bias that are `wanted`."""
-    rows = _rows(dy)
-    if rows is None or device.is_used() or dy.is_neg():
+    if not any(wanted) or not dy.ndim or device.is_used():
         return None
-    m, row, step = rows
-    n, size, dtype = dy.shape[-1], dy.itemsize, dy.dtype
+    *batch, n = dy.shape
     k = 1
-    pointers, core = [dy.data_ptr()], [row, step]
-    if y is not None:
-        rows = _rows(y)
-        if rows is None or y.is_neg():
-            return None
-        pointers.append(y.data_ptr())
-        core += rows[1:]
-    if wanted[1] and x is not None:
-        rows = _rows(x)
-        if rows is None or x.is_neg():
-            return None
+    if wanted[1] and x is not None and x.ndim:
         k = x.shape[-1]
-        pointers.append(x.data_ptr())
-        core += rows[1:]
-    if wanted[0] and weight is not None:
-        if weight.is_neg():
+    elif wanted[0] and weight is not None and weight.ndim:
+        k = weight.shape[-1]
+    operands = [(dy, n)]
+    if name != "linear":
+        operands.append((y, n))
+    if wanted[1]:
+        operands.append((x, k))
+    pointers: list[int] = []
+    core: list[int] = []
+    for operand, columns in operands:
+        if not _fits(operand, dy, (*batch, columns)) or (rows := _rows(operand)) is None:
             return None
-        k = weight.shape[1]
+        pointers.append(operand.data_ptr())
+        core += rows[1:]
+    if wanted[0]:
+        if not _fits(weight, dy, (n, k)):
+            return None
         pointers.append(weight.data_ptr())
         core += reversed(weight.stride())
-    if not _are_fit(pointers, m * k * n, size):
+    size, dtype, m = dy.itemsize, dy.dtype, math.prod(batch)
+    if not _is_simple(pointers, m * k * n, size):
         return None
     if alpha:
-        pointers.append(ctypes.addressof(_alpha(alpha[0], dtype)))
-    dx = dweight = dbias = None
-    if wanted[0]:
-        dx = _empty((*dy.shape[:-1], k), dtype)
-        pointers.append(dx.data_ptr())
-        core += (k, 1)
-    if wanted[1]:
-        dweight = _empty((n, k), dtype)
-        pointers.append(dweight.data_ptr())
-        core += (1, k)
-    if wanted[2]:
-        dbias = _empty((n,), dtype)
-        pointers.append(dbias.data_ptr())
-        core.append(1)
+        parameter = _alpha(alpha[0], dtype)
+        pointers.append(ctypes.addressof(parameter))
+    dx = _empty((*batch, k), dtype) if wanted[0] else None
+    dweight = _empty((n, k), dtype) if wanted[1] else None
+    dbias = _empty((n,), dtype) if wanted[2] else None
+    for gradient, steps in ((dx, (k, 1)), (dweight, (1, k)), (dbias, (1,))):
+        if gradient is not None:
+            pointers.append(gradient.data_ptr())
+            core += steps
     dimensions = (1, m, n, k) if wanted[0] or wanted[1] else (1, m, n)
-    _call(_backward_loop(name, dtype, wanted), pointers, dimensions, [0] * len(pointers), [step * size for step in core])
+    _call(_backward_loop(name, dtype, wanted), pointers, dimensions, [0] * len(pointers) + core, size)
     return dx, dweight, dbias
-
-
-def _are_fit(pointers: list[int], work: int, size: int) -> bool:
-    """Whether there is work to do, on elements that stand at multiples of their size."""
-    return work > 0 and reduce(or_, pointers) & (size - 1) == 0

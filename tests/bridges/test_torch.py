@@ -177,6 +177,7 @@ def test_autocast_casts_what_pytorch_casts():
         y, theirs = ft.linear_relu(X, weight, B), torch.relu(functional.linear(X, weight, B))
         assert y.dtype is theirs.dtype is torch.bfloat16
         assert ft.relu(X).dtype is torch.relu(X).dtype is torch.float32
+        assert ft.prelu(y, B).dtype is functional.prelu(theirs, B).dtype is torch.bfloat16
         assert ft.linear(X.double(), W.double()).dtype is torch.float64
         # What a layer before has cast beside a weight that is kept as it is.
         assert ft.linear_relu(X.bfloat16(), weight).dtype is torch.bfloat16

@@ -288,3 +288,25 @@ def test_ensembles_without_members():
     x, weights = normal(4, 5), torch.empty(0, 3, 5)
     assert vmap(lambda w: ft.linear_relu(x, w))(weights).shape == (0, 4, 3)
     assert vmap(grad(lambda w: ft.linear_relu(x, w).sum()))(weights).shape == (0, 3, 5)
+
+
+@pytest.mark.parametrize("name", ["relu", "linear_relu", "prelu"])
+def test_tangents_of_dual_tensors_and_batches_of_gradients(name):
+    from torch.autograd import forward_ad
+    from torch.autograd.functional import jacobian
+
+    x, weight, bias = operands(requires_grad=False)
+    alpha = torch.tensor([0.25])
+    ours, theirs = {
+        "relu": (ft.relu, torch.relu),
+        "prelu": (lambda x: ft.prelu(x, alpha), lambda x: functional.prelu(x, alpha)),
+        "linear_relu": (
+            lambda x: ft.linear_relu(x, weight, bias),
+            lambda x: torch.relu(functional.linear(x, weight, bias)),
+        ),
+    }[name]
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, normal(4, 5, seed=7))
+        a, b = (forward_ad.unpack_dual(function(dual)).tangent for function in (ours, theirs))
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(jacobian(ours, x, vectorize=True), jacobian(theirs, x))
