@@ -107,7 +107,12 @@ class _Chain(torch.autograd.Function):
     def forward(ctx: Any, names: tuple[str, ...], x: Tensor, *parameters: Tensor | None) -> Tensor:
         ys = _ys([KERNELS[name] for name in names], x, parameters)
         ctx.names = names
-        ctx.save_for_backward(x, *parameters, *ys)
+        # Of layers that nobody wants gradients of, only what the first of the others takes is kept.
+        first = next(i for i, wants in enumerate(ctx.needs_input_grad[1:]) if wants) - 1 >> 1
+        kept: list[Tensor | None] = [None if i < first - 1 else y for i, y in enumerate(ys)]
+        if names[-1] == "linear":
+            kept[-1] = None
+        ctx.save_for_backward(x, *parameters, *kept)
         return ys[-1]
 
     @staticmethod
@@ -174,7 +179,9 @@ def chain(names: tuple[str, ...], x: Tensor, parameters: list[Tensor | None]) ->
     if torch.is_grad_enabled() and (x.requires_grad or any(p is not None and p.requires_grad for p in parameters)):
         y: Tensor = _Chain.apply(names, x, *parameters)
         return y
-    return _ys([KERNELS[name] for name in names], x, parameters)[-1]
+    for name, weight, bias in zip(names, parameters[::2], parameters[1::2], strict=True):
+        x = KERNELS[name](x, weight, bias)
+    return x
 
 
 def _is_dense(x: Tensor, operand: Tensor) -> bool:

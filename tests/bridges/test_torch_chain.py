@@ -57,6 +57,15 @@ def test_layers_that_follow_each_other_are_one_function_with_the_same_bits(monke
             np.testing.assert_array_equal(one.numpy(), other.numpy())
 
 
+def test_only_what_a_gradient_needs_is_kept():
+    model, saved = network(6, 5, 7, 4, 3), []
+    for layer in [*model][:5]:
+        layer.requires_grad_(False)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
+        model(normal(9, 6))
+    assert [shape for shape in saved if shape[0] == 9] == [(9, 6), (9, 4)], "x, and what the last layer takes"
+
+
 def test_a_chain_has_gradients_of_gradients():
     model = network(3, 4, 2).double()
     x = normal(5, 3).double().requires_grad_()
