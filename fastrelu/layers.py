@@ -279,7 +279,7 @@ def shape_fault(base: str, given: dict[str, Any], outputs: dict[str, Any], kwarg
     if len(w) < 2:
         return ValueError(f"{base}: w must have at least two axes, (..., k, n), not shape {w}")
     if x[-1] != w[-2]:
-        hint = ": give w.T, which costs nothing" if len(w) == 2 and w[1] == x[-1] else ""
+        hint = "; w.T would fit" if len(w) == 2 and w[1] == x[-1] else ""
         return ValueError(f"{base}: w must have shape (..., {x[-1]}, n) for x of shape {x}, not {w}{hint}")
     n = w[-1]
     batches = {"x": x[:-1], "w": w[:-2]}

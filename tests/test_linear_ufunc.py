@@ -506,7 +506,10 @@ SHAPES = {
     "k_differs": ({"w": (K + 1, N)}, f"w must have shape (..., {K}, n) for x of shape ({M}, {K}), not ({K + 1}, {N})"),
     "k_of_x_is_1": ({"x": (M, 1)}, f"w must have shape (..., 1, n) for x of shape ({M}, 1), not ({K}, {N})"),
     "k_of_w_is_1": ({"w": (1, N)}, f"w must have shape (..., {K}, n) for x of shape ({M}, {K}), not (1, {N})"),
-    "w_is_transposed": ({"w": (N, K)}, f"w must have shape (..., {K}, n) for x of shape ({M}, {K}), not ({N}, {K})"),
+    "w_is_transposed": (
+        {"w": (N, K)},
+        f"w must have shape (..., {K}, n) for x of shape ({M}, {K}), not ({N}, {K}); w.T would fit",
+    ),
     "short_bias": ({"b": (N - 1,)}, f"b must have shape (..., {N}) for w of shape ({K}, {N}), not ({N - 1},)"),
     "bias_of_one_element": ({"b": (1,)}, f"b must have shape (..., {N}) for w of shape ({K}, {N}), not (1,)"),
     "bias_without_axes": ({"b": ()}, f"b must have shape (..., {N}) for w of shape ({K}, {N}), not ()"),
