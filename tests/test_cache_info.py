@@ -273,6 +273,7 @@ def warmup_of_types(*dtypes):
     assert before.kernels == 2 + 3 + 2  # sigmoid calculates int8 in float16, and int32 in float64
 
 
+@pytest.mark.nightly  # it compiles for 10 s
 def test_warmup_of_types_that_are_calculated_in_others(cache):
     call(warmup_of_types, "int8", "int32", "float16", timeout=120)
 

@@ -617,7 +617,7 @@ def interrupted(module, delay):
         ("numba.core.cpu", 0),
         pytest.param("fastrelu.kernels.vector", 0, marks=pytest.mark.nightly),
         # Numba's registration of its own functions comes next, and then the compilation.
-        ("numba.cpython.slicing", 0),
+        pytest.param("numba.cpython.slicing", 0, marks=pytest.mark.nightly),
         ("fastrelu.native.compiler", 0.3),
         pytest.param("fastrelu.native.compiler", 0.9, marks=pytest.mark.nightly),
     ],
