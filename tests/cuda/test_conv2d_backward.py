@@ -100,7 +100,7 @@ def test_derivatives(device, planned, name):
     check(device, PLAIN, name, **({"alpha": 0.3} if "elu" in name else {}))
 
 
-@pytest.mark.parametrize("dtype", ["float64", *nightly("bfloat16", "float16")])
+@pytest.mark.parametrize("dtype", nightly("float64", "bfloat16", "float16"))
 def test_types(device, planned, dtype):
     planned(SMALL)
     check(device, PLAIN, dtype=dtype)
